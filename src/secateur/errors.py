@@ -1,0 +1,92 @@
+"""Every error that a user can cause. Each says what came, what was expected, where, and what to do.
+
+All derive from :class:`SecateurError`, so that a caller can catch the library's refusals without
+catching its bugs. The command line turns any of them into one message and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateurWarning(UserWarning):
+    """Something was done as asked, and is likely not what was meant."""
+
+
+class SecateurError(Exception):
+    """A refusal: the input cannot be honoured as asked, and nothing was changed."""
+
+
+class RecipeError(SecateurError):
+    """A recipe file or a combination of parts is invalid; carries file, field path and value."""
+
+
+class UnknownNameError(SecateurError):
+    """A name that is not registered; the message lists the nearest valid one."""
+
+
+class SelectionError(SecateurError):
+    """Scores cannot be ranked: NaN or infinite values, wrong shape, or an impossible count."""
+
+
+class WeightError(SecateurError):
+    """A weight that cannot be pruned: not finite, quantised, on the meta device, or overlapping another."""
+
+
+class PatternError(SecateurError):
+    """A pattern that does not fit a weight's shape, such as 2:4 on 7 input features."""
+
+
+class TargetError(SecateurError):
+    """A target outside its range, or beyond what can be reached; the message gives the reachable maximum."""
+
+
+class MissingStatsError(SecateurError):
+    """A score needs data (gradients, activations) that nobody supplied."""
+
+
+class CheckpointError(SecateurError):
+    """A checkpoint or model file is missing, truncated, hostile, or could not be written."""
+
+
+class DataError(SecateurError):
+    """A data or model factory returned something the pipeline cannot use."""
+
+
+class ExportError(SecateurError):
+    """An export failed, or the exported model does not equal the one it came from."""
+
+
+class MetricsError(SecateurError):
+    """A figure that cannot be counted or measured as asked; names what stopped it and what to do."""
+
+
+class MissingExtraError(SecateurError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package {package!r}: pip install 'secateur[{extra}]'")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a sentence naming the closest valid name, or all of them when none is close.
+
+    Args:
+        name: What the user wrote.
+        valid: What would have been accepted.
+
+    Returns:
+        ``"did you mean 'global'?"``, or ``"valid: 'a', 'b'"``.
+
+    Example:
+        >>> nearest("globl", ["layerwise", "global"])
+        "did you mean 'global'?"
+        >>> nearest("x", ["a", "b"])
+        "valid: 'a', 'b'"
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "valid: " + ", ".join(repr(n) for n in names)

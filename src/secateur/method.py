@@ -1,0 +1,228 @@
+"""One value on each axis: what a pruning method is, and the masks that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.allocate import Global, Layerwise
+from secateur.errors import RecipeError, SelectionError, TargetError, WeightError
+from secateur.patterns import Unstructured
+from secateur.prunable import matches
+from secateur.schedules import Schedule, one_shot
+from secateur.scores import Magnitude
+from secateur.select import check_scores
+from secateur.targets import Target
+from secateur.types import Allocation, Budget, Masks, Pattern, Score, Stats, Tensors, Units, Weight
+
+
+@dataclass(frozen=True)
+class Override:
+    """A sparsity of its own for the weights that a shell pattern matches.
+
+    Attributes:
+        match: Matched against the parameter's qualified name and its module's.
+        sparsity: Final sparsity of each matched weight; the others make up for it, so that the target still holds.
+
+    Raises:
+        TargetError: When the sparsity is outside [0, 1].
+    """
+
+    match: str
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sparsity <= 1.0:
+            raise TargetError(f"override of {self.match!r}: sparsity must lie in [0, 1], got {self.sparsity!r}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: independent choices on independent axes.
+
+    Attributes:
+        target: How much. May be left out where the pattern has one density (N:M).
+        score: Which weights matter.
+        pattern: What is removed together.
+        allocate: How much where; global by default, layerwise where the pattern fixes the density.
+        schedule: When, and how fast.
+        when: Whether the schedule's clock starts with training or after it.
+        include: Shell patterns of the weights to prune.
+        exclude: Shell patterns of the weights to leave alone.
+        types: Module class names to consider.
+        overrides: Sparsities of their own for some weights.
+        allow_empty: Whether a layer may lose all its units.
+
+    Raises:
+        RecipeError: When two parts exclude each other; names both.
+
+    Example:
+        >>> Method(target=Target("sparsity", 0.9)).allocate
+        Global()
+    """
+
+    target: Target | None = None
+    score: Score = field(default_factory=Magnitude)
+    pattern: Pattern = field(default_factory=Unstructured)
+    allocate: Allocation | None = None
+    schedule: Schedule = field(default_factory=one_shot)
+    when: Literal["during", "after"] = "after"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern.density is not None:
+            self._check_fixed_density(self.pattern.density)
+        elif self.target is None:
+            raise RecipeError(
+                f"prune.target is missing: {self.pattern} can have any density, so say how much, "
+                "for example target = {sparsity = 0.9}"
+            )
+        if self.allocate is None:
+            allocate = Global() if self.pattern.density is None else Layerwise()
+            object.__setattr__(self, "allocate", allocate)
+        if self.when == "during" and self.schedule.unit == "rounds":
+            raise RecipeError(
+                "prune.when = 'during' and a schedule in 'rounds' exclude each other: rounds of (prune, retrain) come "
+                "after training. Use when = 'after', or unit = 'steps' or 'epochs'"
+            )
+
+    def _check_fixed_density(self, density: float) -> None:
+        name = str(self.pattern)
+        if self.allocate is not None and not isinstance(self.allocate, Layerwise):
+            raise RecipeError(
+                f"prune.pattern {name} and prune.allocate {self.allocate} exclude each other: the pattern keeps "
+                f"{density:g} of every layer, so nothing is left to allocate. Leave allocate out, or use 'layerwise'"
+            )
+        if self.overrides:
+            raise RecipeError(
+                f"prune.pattern {name} and prune.overrides exclude each other: the pattern has one density, {density:g}"
+            )
+        if self.schedule.updates > 1:
+            raise RecipeError(
+                f"prune.pattern {name} and a schedule of {self.schedule.updates} updates exclude each other: the "
+                f"pattern has one density, {density:g}, and no steps towards it. Use the schedule 'one_shot'"
+            )
+        if self.target is None:
+            object.__setattr__(self, "target", Target("sparsity", 1.0 - density))
+        elif self.target.kind != "sparsity" or abs(self.target.value - (1.0 - density)) > 1e-9:
+            raise RecipeError(
+                f"prune.pattern {name} and prune.target {self.target.kind}={self.target.value:g} exclude each other: "
+                f"the pattern always has sparsity {1.0 - density:g}. Leave the target out"
+            )
+
+    @property
+    def goal(self) -> Target:
+        """The target, present once the method is built."""
+        if self.target is None:
+            raise AssertionError("set in __post_init__")
+        return self.target
+
+
+def make_masks(
+    weights: Mapping[str, Weight],
+    values: Tensors,
+    method: Method,
+    budget: Budget,
+    *,
+    kept: float,
+    stats: Stats | None = None,
+    previous: Tensors | None = None,
+) -> Masks:
+    """Compute the masks of one pruning step: score, reduce to units, allocate, select, expand. Changes nothing.
+
+    Args:
+        weights: The prunable weights.
+        values: Their tensors.
+        method: The parts.
+        budget: Prices, and what may stay at the end.
+        kept: What may stay now.
+        stats: What the score needs.
+        previous: Masks so far; pruned stays pruned.
+
+    Returns:
+        Masks of all weights, and of the biases that die with their units.
+
+    Raises:
+        WeightError: When a weight is not finite.
+        SelectionError: When a score is not finite or has the wrong shape.
+        Infeasible: When ``kept`` is less than the floors of the layers cost.
+    """
+    for name in weights:
+        _check_finite(name, values[name])
+    scores = method.score({name: values[name].detach() for name in weights}, stats or {})
+    units = {}
+    for name, weight in weights.items():
+        if name not in scores or scores[name].shape != values[name].shape:
+            got = tuple(scores[name].shape) if name in scores else "nothing"
+            raise SelectionError(f"{name}: {method.score} returned {got} for a weight of shape {weight.shape}")
+        reduced = method.pattern.reduce(weight, check_scores(name, scores.pop(name)))
+        if previous is not None:
+            reduced = reduced.masked_fill(~method.pattern.reduce(weight, previous[name]), -torch.inf)
+        size = method.pattern.sizes(weight)
+        units[name] = Units(reduced, size * budget.cost[name], 0 if method.allow_empty else 1)
+    counts = _counts(units, method, budget, kept)
+    masks: Masks = {}
+    for name, weight in weights.items():
+        chosen = method.pattern.select(weight, units[name].scores, counts[name])
+        if previous is not None:
+            chosen &= ~torch.isneginf(units[name].scores)
+        masks |= method.pattern.expand(weight, chosen)
+    return masks
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(torch.isfinite(value.detach().float().sum())) and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise WeightError(f"{name}: {bad} of {value.numel()} weights are NaN or infinite; training has diverged")
+
+
+def _counts(units: Mapping[str, Units], method: Method, budget: Budget, kept: float) -> dict[str, int]:
+    """Settle the overrides, then let the allocation share out the rest."""
+    if method.pattern.density is not None:
+        density = method.pattern.density
+        return {name: round(u.scores.numel() * density) for name, u in units.items()}
+    progress = (budget.total - kept) / (budget.total - budget.kept) if budget.total > budget.kept else 1.0
+    fixed: dict[str, int] = {}
+    for name, unit in units.items():
+        wanted = [o.sparsity for o in method.overrides if matches(name, [o.match])]
+        if wanted:
+            n = unit.scores.numel()
+            fixed[name] = max(n - round(n * wanted[-1] * progress), min(unit.floor, n))
+    free = {name: u for name, u in units.items() if name not in fixed}
+    settled = sum(_cost(units[name], count) for name, count in fixed.items())
+    lowest = settled + sum(_cost(u, min(u.floor, u.scores.numel())) for u in free.values())
+    highest = settled + sum(_cost(u, u.scores.numel()) for u in free.values())
+    slack = 1e-9 * budget.total
+    if kept < lowest - slack:
+        raise Infeasible(lowest, kept)
+    if fixed and kept > highest + max(_cost(units[name], 1) for name in fixed):
+        raise TargetError(
+            f"the overrides remove more than the target asks: {highest:g} of {budget.total:g} {budget.currency} stay "
+            f"even with every other layer dense, but the target keeps {kept:g}. Lower the overrides or raise the target"
+        )
+    if method.allocate is None:
+        raise AssertionError("set when the method was built")
+    return fixed | (method.allocate(free, kept - settled) if free else {})
+
+
+def _cost(units: Units, count: int) -> float:
+    if isinstance(units.cost, Tensor):
+        mean = float(units.cost.double().mean()) if units.cost.numel() else 0.0
+        return mean * count
+    return float(units.cost) * count
+
+
+class Infeasible(TargetError):
+    """The floors of the layers cost more than may stay. Carries their cost to where the target is known."""
+
+    def __init__(self, least: float, kept: float) -> None:
+        super().__init__(f"keeping one unit per layer costs {least:g}, but only {kept:g} may stay")
+        self.least = least

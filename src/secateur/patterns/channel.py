@@ -1,0 +1,69 @@
+"""Output units: neurons of a linear layer, filters of a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.patterns._layout import from_oki, oki_shape, to_oki
+from secateur.patterns.block import Reduce, aggregate
+from secateur.select import keep_top_k
+from secateur.types import Masks, Weight
+
+
+@dataclass(frozen=True)
+class Channel:
+    """All weights of one output unit, with its bias, as one unit.
+
+    Realised here as a mask over the layer's own weight and bias. What depends on the unit in other layers (the next
+    layer's inputs, a norm's scale and shift) is not touched, so a masked network still carries them.
+
+    Args:
+        reduce_by: How element scores become the unit's: ``mean`` (comparable between layers), ``sum`` (the L1 norm
+            of the paper when the score is the magnitude), ``l2`` or ``max``.
+
+    Example:
+        >>> w = Weight("conv.weight", (2, 1, 1, 2))
+        >>> Channel().reduce(w, torch.tensor([1.0, 3.0, 5.0, 7.0]).view(2, 1, 1, 2)).tolist()
+        [2.0, 6.0]
+
+    References:
+        Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf, Pruning Filters for Efficient ConvNets,
+        2017.
+    """
+
+    reduce_by: Reduce = "mean"
+
+    @property
+    def density(self) -> float | None:
+        """Free: any number of units may stay."""
+        return None
+
+    def check(self, weight: Weight) -> None:
+        """Accept every shape."""
+
+    def reduce(self, weight: Weight, values: Tensor) -> Tensor:
+        """Aggregate over everything but the output dimension."""
+        rows = to_oki(weight, values).flatten(1)
+        if rows.dtype == torch.bool:
+            return rows.any(1)
+        return aggregate(rows, rows.shape[1], self.reduce_by)
+
+    def sizes(self, weight: Weight) -> int | Tensor:
+        """Elements of one output unit."""
+        _, kernel, inputs = oki_shape(weight)
+        return kernel * inputs
+
+    def select(self, weight: Weight, scores: Tensor, keep: int) -> Tensor:
+        """Keep the ``keep`` highest."""
+        return keep_top_k(scores, keep)
+
+    def expand(self, weight: Weight, kept: Tensor) -> Masks:
+        """Repeat every flag over its unit, and mask the unit's bias."""
+        shape = oki_shape(weight)
+        masks = {weight.name: from_oki(weight, kept[:, None, None].expand(shape))}
+        if weight.bias is not None:
+            masks[weight.bias] = kept.clone()
+        return masks

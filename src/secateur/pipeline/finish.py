@@ -1,0 +1,193 @@
+"""The end of a run: evaluate, measure side by side, export, write result.json and the report."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import __version__
+from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
+from secateur.metrics import measure_latency, profile
+from secateur.pipeline.data import first_inputs
+from secateur.pipeline.tasks import evaluate
+from secateur.types import Tensors
+
+if TYPE_CHECKING:
+    from secateur.pipeline.run import Runner
+
+HISTOGRAM_BINS = 60
+
+
+def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
+    """Measure the dense and the pruned network on the same inputs, export, and write everything down.
+
+    Args:
+        runner: The run, its stages done.
+        seconds: How long it took, over all its sittings.
+        command: The command line.
+
+    Returns:
+        The content of ``result.json``.
+    """
+    recipe, model, masks = runner.recipe, runner.model, runner.pruner.masks
+    notes: list[str] = []
+    runner.listener.progress(runner.total_steps, runner.total_steps, "measuring")
+    dense = copy.deepcopy(model)
+    load_weights(dense, runner.directory / "dense.safetensors")
+    quality: dict[str, Any] = {}
+    if runner.method.when == "after" or recipe.model.weights is not None:
+        quality["dense"] = _quality(dense, runner)
+    else:
+        notes.append("no dense network was trained in this run: pruning went on during the only training there was")
+    quality["pruned"] = _quality(model, runner)
+    save_model(runner.directory / "model.safetensors", model, masks=masks)
+    save_masks(runner.directory / "masks.safetensors", masks)
+    result = {
+        "schema": 1,
+        "name": recipe.name,
+        "task": recipe.task,
+        "higher_is_better": runner.task.higher_is_better,
+        "recipe": recipe.to_dict(),
+        "recipe_text": recipe.to_toml(),
+        "seed": recipe.seed,
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "versions": versions(),
+        "machine": machine(),
+        "quality": quality,
+        "prune": runner.pruner.report().to_dict(),
+        "profile": _profiles(runner, dense),
+        "realised": "mask",
+        "histograms": {n: _histogram(n, dense, model, masks) for n in runner.pruner.found.weights},
+        "exports": _exports(runner, notes),
+        "notes": notes,
+    }
+    write_atomic(runner.directory / "result.json", json.dumps(result, indent=1, allow_nan=True).encode())
+    _write_report(runner.directory)
+    return result
+
+
+def _quality(model: nn.Module, runner: Runner) -> dict[str, float]:
+    return evaluate(model, runner.data.test, runner.task, batch_size=runner.recipe.data.eval_batch_size)
+
+
+def _inputs(runner: Runner) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return one batch of the measured size, as positional and keyword arguments."""
+    inputs = first_inputs(runner.data.test, runner.recipe.measure.batch)
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def _profiles(runner: Runner, dense: nn.Module) -> dict[str, Any]:
+    measure = runner.recipe.measure
+    args, kwargs = _inputs(runner)
+    latency: dict[str, Any] = {}
+    if measure.latency:
+        latency = dict(
+            measure_latency(
+                {"dense": dense, "pruned": runner.model},
+                args,
+                kwargs,
+                runs=measure.runs,
+                warmup=measure.warmup,
+                threads=measure.threads,
+            )
+        )
+    prunable = list(runner.pruner.found.weights)
+    both = {"dense": (dense, None), "pruned": (runner.model, runner.pruner.masks)}
+    return {
+        name: profile(
+            model, args, kwargs, masks=masks, prunable=prunable, latency=latency.get(name), energy=measure.energy
+        ).to_dict()
+        for name, (model, masks) in both.items()
+    }
+
+
+def _exports(runner: Runner, notes: list[str]) -> list[dict[str, Any]]:
+    from secateur.export import export
+
+    args, kwargs = _inputs(runner)
+    runner.listener.progress(runner.total_steps, runner.total_steps, "exporting")
+    done = export(
+        runner.model,
+        args,
+        kwargs,
+        out_dir=runner.directory / "exports",
+        formats=runner.recipe.export,
+        masks=runner.pruner.masks,
+    )
+    rows = []
+    for item in done:
+        row = item.to_dict()
+        row["path"] = str(Path(row["path"]).relative_to(runner.directory))
+        notes.extend(row.pop("notes", ()))
+        rows.append(row)
+    return rows
+
+
+def _histogram(name: str, dense: nn.Module, pruned: nn.Module, masks: Tensors) -> dict[str, list[float]]:
+    """Count the weights before and the kept weights after, in the same bins."""
+    before = dense.get_parameter(name).detach().float().flatten()
+    after = pruned.get_parameter(name).detach().float()[masks[name]].flatten()
+    both = torch.cat([before, after])
+    low, high = float(both.min()), float(both.max())
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+
+    def counts(values: Tensor) -> list[int]:
+        return [int(c) for c in torch.histc(values, HISTOGRAM_BINS, low, high)]
+
+    edges = [low + (high - low) * i / HISTOGRAM_BINS for i in range(HISTOGRAM_BINS + 1)]
+    return {"edges": edges, "dense": counts(before), "pruned": counts(after)}  # type: ignore[dict-item]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the figures depend on."""
+    out = {"secateur": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "safetensors", "onnx", "onnxruntime"):
+        try:
+            out[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine, as far as it says."""
+    import os
+
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": pages,
+        "os": f"{platform.system()} {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _write_report(directory: Path) -> None:
+    from secateur.report import load_run, write_report
+
+    write_report([load_run(directory)], directory / "report.html")

@@ -1,0 +1,459 @@
+"""The founding algorithm as a run that can be killed at any instant: train, then rounds of score, prune, retrain.
+
+A run is a list of stages worked off in order. Its whole state is one tree, written atomically after every epoch and
+every pruning step; whatever a step needs besides (data order, dropout) is a function of the seed and of where in the
+run the step stands. So a run that is taken up again does the same floating-point operations as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from secateur.checkpoint import (
+    capture_rng,
+    load_tree,
+    load_weights,
+    remove_stale,
+    restore_rng,
+    save_model,
+    save_tree,
+    write_atomic,
+)
+from secateur.errors import CheckpointError, DataError, RecipeError
+from secateur.forward import call_model
+from secateur.masks import apply_masks_
+from secateur.pipeline.data import Data, Split, batches, derive_seed, length, order_of
+from secateur.pipeline.events import EventLog, Listener, Silent
+from secateur.pipeline.factories import make_data, make_model
+from secateur.pipeline.finish import finish
+from secateur.pipeline.optim import LEARNING_RATES, LearningRate, build_optimizer
+from secateur.pipeline.tasks import TASKS, Task, evaluate
+from secateur.pruner import Pruner
+from secateur.recipe import Recipe, build_part
+from secateur.recover import FineTune, reestimate_bn_, rematch_bn_
+from secateur.types import Masks, PruneReport
+
+CHECKPOINT = "checkpoint.safetensors"
+DENSE = "dense.safetensors"
+REWIND = "rewind.safetensors"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves in memory.
+
+    Attributes:
+        directory: Where everything was written.
+        model: The pruned network.
+        masks: Its masks, ``True`` = keep.
+        result: The content of ``result.json``.
+    """
+
+    directory: Path
+    model: nn.Module
+    masks: Masks
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of a run: training, one pruning step, or one round of retraining."""
+
+    kind: Literal["train", "prune", "retrain"]
+    epochs: int = 0
+    round: int | None = None
+
+
+@dataclass
+class Position:
+    """Where a run stands: everything in it is a plain number, and it travels in the checkpoint."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    epochs_done: int = 0
+    steps_done: int = 0
+    loss_sum: float = 0.0
+    seen: int = 0
+    log_size: int = 0
+    seconds: float = 0.0
+
+
+def run(
+    recipe: Recipe,
+    directory: str | Path,
+    *,
+    base: str | Path = ".",
+    resume: bool = False,
+    listener: Listener | None = None,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    command: str = "",
+) -> RunResult:
+    """Carry out a recipe and write its run directory.
+
+    Args:
+        recipe: The recipe.
+        directory: Where to write; must be new, or hold this recipe's unfinished run when ``resume`` is set.
+        base: Folder that the recipe's relative paths start from.
+        resume: Go on from the last checkpoint.
+        listener: Told of progress and events.
+        model: Use this model instead of calling the recipe's factory; it is pruned in place.
+        data: Use this data instead of calling the recipe's factory.
+        command: The command line, for the report.
+
+    Returns:
+        Model, masks and the result.
+
+    Raises:
+        RecipeError: When the recipe cannot be carried out on this model and data; nothing was trained.
+        CheckpointError: When the directory holds another run, or a checkpoint cannot be read or written.
+    """
+    directory = Path(directory)
+    _check_directory(directory, recipe, resume)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    model = model or make_model(recipe.model.factory, recipe.model.args, base=Path(base))
+    if recipe.model.weights is not None:
+        load_weights(model, Path(base) / recipe.model.weights)
+    data = data or make_data(recipe.data.factory, recipe.data.args, base=Path(base))
+    runner = Runner(recipe, directory, model, data, listener or Silent())
+    result = runner.run(resume=resume, command=command)
+    return RunResult(directory, model, runner.pruner.masks, result)
+
+
+def _check_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
+    written = directory / "recipe.toml"
+    text = recipe.to_toml()
+    if written.exists():
+        if not resume:
+            raise CheckpointError(
+                f"{directory} already holds a run; go on with it (resume), or choose another directory"
+            )
+        if written.read_text() != text:
+            raise CheckpointError(f"{written} differs from this recipe: a run can only go on with the recipe it began")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be created: {error.strerror}") from None
+    remove_stale(directory)
+    write_atomic(written, text.encode())
+
+
+class Runner:
+    """The state of one run and the stages that change it."""
+
+    def __init__(self, recipe: Recipe, directory: Path, model: nn.Module, data: Data, listener: Listener) -> None:
+        self.recipe, self.directory, self.model, self.data, self.listener = recipe, directory, model, data, listener
+        self.method, self.recovery = recipe.prune.build(), recipe.recover.build()
+        self.task: Task = TASKS[recipe.task]()
+        self.lr: LearningRate = build_part(LEARNING_RATES, recipe.train.lr_schedule, "train.lr_schedule")
+        self.steps_per_epoch = math.ceil(length(data.train) / recipe.data.batch_size)
+        self.stages = self._plan()
+        self.total_steps = sum(s.epochs for s in self.stages) * self.steps_per_epoch
+        self.position = Position()
+        self.optimizer: Optimizer | None = None
+        self.pruner = Pruner(
+            model,
+            self.method,
+            loss_fn=self._loss,
+            batches=self._score_batches,
+            example_inputs=(self._sample("macs", 1),) if self.method.goal.kind == "macs" else None,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        self._check_clock()
+        self._check_fine_tune()
+
+    def _plan(self) -> list[Stage]:
+        recipe, schedule = self.recipe, self.method.schedule
+        stages = [Stage("train", recipe.train.epochs)] if recipe.train.epochs else []
+        retrain = self.recovery.epochs
+        if self.method.when == "after" and schedule.unit == "rounds":
+            for number in range(schedule.updates):
+                stages.append(Stage("prune", round=number))
+                if retrain:
+                    stages.append(Stage("retrain", retrain, number))
+        elif retrain:
+            stages.append(Stage("retrain", retrain, 0))
+        return stages
+
+    def _check_clock(self) -> None:
+        """Refuse a schedule in steps that outlasts the stage it runs in."""
+        schedule = self.method.schedule
+        if schedule.unit == "rounds":
+            return
+        where = "train.epochs" if self.method.when == "during" else "recover.retrain.epochs"
+        epochs = self.recipe.train.epochs if self.method.when == "during" else self.recovery.epochs
+        last = schedule.step(schedule.updates - 1, self.steps_per_epoch)
+        if last > epochs * self.steps_per_epoch:
+            raise RecipeError(
+                f"prune.schedule ends at step {last}, after the {epochs * self.steps_per_epoch} steps of {where} = "
+                f"{epochs}: the target would never be reached"
+            )
+
+    def _check_fine_tune(self) -> None:
+        """Refuse a fine-tuning at a learning rate that has died down to nothing."""
+        if not isinstance(self.recovery, FineTune):
+            return
+        options = self.recipe.train.optimizer
+        base = float(build_optimizer(self.model, options.name, options.options).defaults["lr"])
+        if self._fine_tuning_lr(base) < 1e-6 * base:
+            raise RecipeError(
+                "recover.retrain: fine_tune goes on at the last learning rate of the training, and train.lr_schedule "
+                "ends at 0; say recover.retrain.lr, or use learning_rate_rewinding"
+            )
+
+    def _fine_tuning_lr(self, base: float) -> float:
+        if isinstance(self.recovery, FineTune) and self.recovery.lr is not None:
+            return self.recovery.lr
+        trained = self.recipe.train.epochs
+        return base * self.lr(max(trained - 1e-9, 0.0), trained)
+
+    # What a step looks at
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        outputs = call_model(model, batch[0])
+        if not isinstance(outputs, Tensor):
+            raise DataError(f"the model returned a {type(outputs).__name__}; this task needs one tensor of outputs")
+        return self.task.loss(outputs, batch[1])
+
+    def _score_batches(self) -> Iterator[Any]:
+        order = order_of(self.data.train, self.recipe.seed, "score")
+        return islice(
+            batches(self.data.train, self.recipe.data.batch_size, order=order), self.recipe.prune.score_batches
+        )
+
+    def _sample(self, purpose: str, count: int) -> Any:
+        order = order_of(self.data.train, self.recipe.seed, purpose)[:count]
+        return next(batches(self.data.train, count, order=order))[0]
+
+    # The run
+
+    def run(self, *, resume: bool, command: str) -> dict[str, Any]:
+        """Work off the stages that are left, then measure and write the result."""
+        started = time.monotonic()
+        if resume and (self.directory / CHECKPOINT).exists():
+            self._restore()
+        log = EventLog(self.directory / "metrics.jsonl", size=self.position.log_size)
+        self.log = log
+        before = self.position.seconds
+        if self.method.when == "during" and not (self.directory / DENSE).exists():
+            self._save_dense()
+        while self.position.stage < len(self.stages):
+            stage = self.stages[self.position.stage]
+            if stage.kind == "prune":
+                self._prune(stage)
+            else:
+                self._train(stage)
+            self.position.stage, self.position.epoch, self.position.batch = self.position.stage + 1, 0, 0
+            self.optimizer = None
+            self.position.seconds = before + time.monotonic() - started
+            self._checkpoint()
+        if not self.pruner.finished:
+            raise AssertionError("_check_clock lets no unfinished schedule through")
+        self.pruner.detach()
+        apply_masks_(self.model, self.pruner.masks)
+        return finish(self, seconds=before + time.monotonic() - started, command=command)
+
+    def _prune(self, stage: Stage) -> None:
+        if not (self.directory / DENSE).exists():
+            self._save_dense()  # nothing was trained: the network that came is the dense one
+        self._announce(f"pruning, round {stage.round}")
+        self._pruned(self.pruner.prune(), stage)
+        self._repair_batch_norm(stage)
+
+    def _train(self, stage: Stage) -> None:
+        position, stage_is_retraining = self.position, stage.kind == "retrain"
+        in_loop = self.method.schedule.unit != "rounds" and (self.method.when == "after") == stage_is_retraining
+        if in_loop and stage_is_retraining and not (self.directory / DENSE).exists():
+            self._save_dense()
+        if self.optimizer is None:
+            self._start(stage)
+        while position.epoch < stage.epochs:
+            if self._rewind_is_due(stage):
+                save_tree(self.directory / REWIND, self._weights_and_optimizer())
+            self._epoch(stage, in_loop=in_loop)
+            position.epoch, position.batch = position.epoch + 1, 0
+            if position.epoch < stage.epochs and position.epoch % self.recipe.checkpoint.every_epochs == 0:
+                self._checkpoint()
+        if stage.kind == "train" and self.method.when == "after":
+            self._save_dense()
+
+    def _start(self, stage: Stage) -> None:
+        """Begin a stage of training with a fresh optimizer, or with the one that rewinding brings back."""
+        options = self.recipe.train.optimizer
+        self.optimizer = build_optimizer(self.model, options.name, options.options)
+        if stage.kind == "retrain" and self.recovery.rewinds_weights:
+            saved = load_tree(self.directory / REWIND)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            apply_masks_(self.model, self.pruner.masks)
+        self.pruner.attach(self.optimizer)
+
+    def _epoch(self, stage: Stage, *, in_loop: bool) -> None:
+        position, optimizer = self.position, self._live_optimizer()
+        key = self._epoch_key(stage)
+        if position.batch == 0:
+            torch.manual_seed(derive_seed(self.recipe.seed, "noise", *key))
+            position.loss_sum, position.seen = 0.0, 0
+        order = order_of(self.data.train, self.recipe.seed, *key)
+        began = time.monotonic()
+        self.model.train()
+        lr = 0.0
+        for batch in batches(self.data.train, self.recipe.data.batch_size, order=order, start=position.batch):
+            lr = self._set_lr(stage)
+            loss = self._loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            position.loss_sum += float(loss.detach()) * len(batch[1])
+            position.seen += len(batch[1])
+            position.batch, position.steps_done = position.batch + 1, position.steps_done + 1
+            if in_loop:
+                report = self.pruner.step()
+                if report is not None:
+                    self._pruned(report, stage)
+            self._announce(f"{stage.kind}, epoch {position.epoch + 1}/{stage.epochs}")
+            every = self.recipe.checkpoint.every_steps
+            if every and position.steps_done % every == 0:
+                self._checkpoint()
+        position.epochs_done += 1
+        if not math.isfinite(position.loss_sum):
+            raise DataError(
+                f"the training loss became {position.loss_sum} in epoch {position.epochs_done}; "
+                "lower train.optimizer.lr"
+            )
+        self._log_epoch(stage, lr, time.monotonic() - began)
+
+    def _log_epoch(self, stage: Stage, lr: float, seconds: float) -> None:
+        shown: Split = self.data.validation or self.data.test
+        figures = evaluate(self.model, shown, self.task, batch_size=self.recipe.data.eval_batch_size)
+        loss, n = figures.pop("loss"), figures.pop("n")
+        self._event(
+            "epoch",
+            stage,
+            lr=lr,
+            train_loss=self.position.loss_sum / self.position.seen,
+            loss=loss,
+            metrics=figures,
+            n=n,
+            sparsity=self.pruner.sparsity,
+            seconds=seconds,
+        )
+
+    def _live_optimizer(self) -> Optimizer:
+        if self.optimizer is None:
+            raise AssertionError("set by _start or _restore")
+        return self.optimizer
+
+    def _epoch_key(self, stage: Stage) -> tuple[object, ...]:
+        """Name the epoch for the seeds: a rewound epoch repeats the original's order and noise."""
+        if stage.kind == "train":
+            return ("train", self.position.epoch)
+        first = self.recovery.training_epoch(self.recipe.train.epochs)
+        if self.recovery.rewinds_weights and first is not None:
+            return ("train", first + self.position.epoch)
+        return ("retrain", stage.round, self.position.epoch)
+
+    def _set_lr(self, stage: Stage) -> float:
+        trained = self.recipe.train.epochs
+        base = float(self._live_optimizer().defaults["lr"])
+        epoch = self.position.epoch + self.position.batch / self.steps_per_epoch
+        first = 0 if stage.kind == "train" else self.recovery.training_epoch(trained)
+        lr = self._fine_tuning_lr(base) if first is None else base * self.lr(first + epoch, trained)
+        for group in self._live_optimizer().param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _pruned(self, report: PruneReport, stage: Stage) -> None:
+        kept, total = sum(r.kept for r in report.layers), sum(r.total for r in report.layers)
+        self._event(
+            "prune",
+            stage,
+            target=report.target,
+            asked=report.asked,
+            achieved=report.achieved,
+            sparsity=report.sparsity,
+            kept=kept,
+            total=total,
+        )
+
+    def _repair_batch_norm(self, stage: Stage) -> None:
+        kind = self.recipe.recover.batch_norm
+        if kind == "nothing" or not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
+            return
+        count = min(self.recipe.recover.batch_norm_samples, length(self.data.train))
+        inputs = self._sample("batch norm", count)
+        if kind == "rematch":
+            dense = copy.deepcopy(self.model)
+            load_weights(dense, self.directory / DENSE)
+            moved = rematch_bn_(self.model, dense, inputs)
+        else:
+            order = order_of(self.data.train, self.recipe.seed, "batch norm")[:count]
+            size = self.recipe.data.batch_size
+            moved = reestimate_bn_(self.model, (x for x, _ in batches(self.data.train, size, order=order)))
+        self._event(
+            "recalibrate", stage, kind=kind, layers=moved.layers, moved=moved.moved, skipped=dict(moved.skipped)
+        )
+
+    # What survives
+
+    def _rewind_is_due(self, stage: Stage) -> bool:
+        if stage.kind != "train" or not self.recovery.rewinds_weights or self.position.batch:
+            return False
+        return self.position.epoch == self.recovery.training_epoch(self.recipe.train.epochs)
+
+    def _weights_and_optimizer(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self._live_optimizer().state_dict()}
+
+    def _save_dense(self) -> None:
+        save_model(self.directory / DENSE, self.model)
+
+    def _checkpoint(self) -> None:
+        self.position.log_size = self.log.size
+        tree = {
+            "position": vars(self.position).copy(),
+            "model": self.model.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "pruner": self.pruner.state_dict(),
+            "rng": capture_rng(),
+            "threads": torch.get_num_threads(),
+        }
+        save_tree(self.directory / CHECKPOINT, tree)
+
+    def _restore(self) -> None:
+        path = self.directory / CHECKPOINT
+        tree = load_tree(path)
+        if tree["threads"] != torch.get_num_threads() and self.recipe.threads is None:
+            torch.set_num_threads(tree["threads"])  # another number of threads sums in another order
+        self.position = Position(**tree["position"])
+        self.model.load_state_dict(tree["model"])
+        self.pruner.load_state_dict(tree["pruner"])
+        if tree["optimizer"] is not None:
+            options = self.recipe.train.optimizer
+            self.optimizer = build_optimizer(self.model, options.name, options.options)
+            self.optimizer.load_state_dict(tree["optimizer"])
+            self.pruner.attach(self.optimizer)
+        restore_rng(tree["rng"])
+
+    def _event(self, kind: str, stage: Stage, /, **fields: Any) -> None:
+        place = {"phase": stage.kind if stage.kind == "train" else "retrain", "round": stage.round}
+        counts = {"epoch": self.position.epochs_done, "step": self.position.steps_done}
+        self.listener.event(self.log.write({"event": kind, **place, **counts, **fields}))
+
+    def _announce(self, text: str) -> None:
+        self.listener.progress(self.position.steps_done, self.total_steps, text)

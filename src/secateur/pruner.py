@@ -1,0 +1,367 @@
+"""A pruner for the user's own training loop, and pruning as one verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from secateur.errors import CheckpointError, MissingStatsError, TargetError, WeightError
+from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
+from secateur.method import Infeasible, Method, make_masks
+from secateur.prunable import Found, find_prunable, matches
+from secateur.schedules import one_shot
+from secateur.stats import STATISTICS, collect_gradients
+from secateur.stats.gradients import LossFn
+from secateur.targets import ModelFacts, unreachable
+from secateur.types import LayerReport, Masks, PruneReport, Stats
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning returns.
+
+    Attributes:
+        masks: Bool masks by parameter name, ``True`` = keep.
+        report: Asked beside achieved.
+    """
+
+    masks: Masks
+    report: PruneReport
+
+
+class Pruner:
+    """Prunes a model inside a training loop that stays the user's.
+
+    After every optimizer step the pruned weights are zero again (the masks hang on the optimizer's own post-step
+    hook); :meth:`step` advances the schedule and recomputes the masks when an update is due. Modules, state dict keys
+    and the exported graph are untouched.
+
+    Args:
+        model: The model; keep using your own reference to it.
+        method: What to prune, how much, when.
+        optimizer: Masks are applied after each of its steps, and its momentum is cleared where a mask tightens. More
+            can be added with :meth:`attach`. Without one, :meth:`step` applies the masks itself.
+        ema: An averaged copy with the same parameter names (or ``AveragedModel``), masked along.
+        loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
+        batches: Batches for ``loss_fn``: an iterable that can be read again, or a function returning one.
+        example_inputs: Positional inputs of one forward pass, for targets in MACs.
+        steps_per_epoch: Needed when the schedule counts epochs.
+
+    Raises:
+        WeightError: When nothing is prunable or a weight cannot be pruned.
+        PatternError: When the pattern does not fit a weight.
+        TargetError: When the target cannot be reached.
+        MissingStatsError: When the score needs gradients and ``loss_fn`` or ``batches`` is missing.
+
+    Example:
+        >>> from secateur.targets import Target
+        >>> model = nn.Linear(8, 4)
+        >>> pruner = Pruner(model, Method(target=Target("sparsity", 0.75)))
+        >>> pruner.prune().achieved
+        0.75
+        >>> int(model.weight.count_nonzero())
+        8
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        optimizer: Optimizer | None = None,
+        ema: nn.Module | None = None,
+        loss_fn: LossFn | None = None,
+        batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+        example_inputs: tuple[Any, ...] | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
+        self.method = method
+        self.masks: Masks = {}
+        self.history: list[PruneReport] = []
+        self._loss_fn, self._batches = loss_fn, batches
+        self._steps_per_epoch = steps_per_epoch
+        self._steps, self._updates = 0, 0
+        self.found: Found = find_prunable(
+            self.model, include=method.include, exclude=method.exclude, types=method.types
+        )
+        self._check_parts()
+        self.facts = model_facts(self.model, self.found, example_inputs if method.goal.kind == "macs" else None)
+        self.budget = method.goal.budget(self.facts)
+        self._kept = self.budget.total
+        self._hook = MaskHook(self.model, self.masks)
+        self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
+        self._averages: list[nn.Module] = []
+        if optimizer is not None:
+            self.attach(optimizer)
+        if ema is not None:
+            self.attach_ema(ema)
+
+    def _check_parts(self) -> None:
+        for weight in self.found.weights.values():
+            self.method.pattern.check(weight)
+        for override in self.method.overrides:
+            if not any(matches(name, [override.match]) for name in self.found.weights):
+                raise WeightError(f"the override {override.match!r} matches no prunable weight")
+        missing = self.method.score.needs - STATISTICS
+        if missing:
+            raise MissingStatsError(f"{self.method.score} needs {sorted(missing)}, which nothing here collects")
+        if self.method.score.needs and (self._loss_fn is None or self._batches is None):
+            raise MissingStatsError(
+                f"{self.method.score} needs gradients: pass loss_fn=lambda model, batch: ... and batches=[...]"
+            )
+        if self.method.schedule.unit == "epochs":
+            self.method.schedule.step(0, self._steps_per_epoch)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Apply the masks after every step of ``optimizer``, until :meth:`detach`.
+
+        Raises:
+            WeightError: When the optimizer holds none of the prunable weights: it was built from another model.
+        """
+        if id(optimizer) in self._optimizers:
+            return
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in parameters_of(self.model, self.found.weights).values()):
+            raise WeightError(
+                "the optimizer holds none of this model's prunable weights; build it from this model's parameters"
+            )
+        self._optimizers[id(optimizer)] = (optimizer, self._hook.attach(optimizer))
+        if self.masks:
+            clear_optimizer_state_(optimizer, self.model, self.masks)
+
+    def attach_ema(self, ema: nn.Module) -> None:
+        """Mask an averaged copy of the model whenever the masks change."""
+        inner = ema.module if isinstance(ema, AveragedModel) else ema
+        check_masks(inner, {name: torch.ones(w.shape, dtype=torch.bool) for name, w in self.found.weights.items()})
+        self._averages.append(inner)
+        apply_masks_(inner, self.masks)
+
+    def detach(self) -> None:
+        """Take the masks off all optimizers; weights stay as they are."""
+        for _, remove in self._optimizers.values():
+            remove()
+        self._optimizers.clear()
+
+    def step(self) -> PruneReport | None:
+        """Count one optimizer step, and prune if an update is due. Call it after ``optimizer.step()``.
+
+        Returns:
+            The report of the update, or ``None`` when there was none.
+        """
+        self._steps += 1
+        schedule = self.method.schedule
+        if schedule.unit == "rounds":
+            self._reapply()
+            return None
+        due = self._updates
+        while due < schedule.updates and schedule.step(due, self._steps_per_epoch) <= self._steps:
+            due += 1
+        if due == self._updates:
+            self._reapply()
+            return None
+        self._updates = due - 1  # several due at once: the last one says it all
+        return self.prune()
+
+    def _reapply(self) -> None:
+        if not self._optimizers:
+            self._hook()
+
+    def prune(self, *, final: bool = False) -> PruneReport:
+        """Run the schedule's next update now.
+
+        Args:
+            final: Skip to the last update instead.
+
+        Returns:
+            Asked beside achieved.
+
+        Raises:
+            TargetError: When the schedule has no update left.
+        """
+        schedule = self.method.schedule
+        if self._updates >= schedule.updates:
+            raise TargetError(f"the schedule's {schedule.updates} updates are done")
+        if final:
+            self._updates = schedule.updates - 1
+        end = 1.0 - self.budget.kept / self.budget.total if self.budget.total else 0.0
+        report = self._prune_to(schedule.level(self._updates, end), last=self._updates == schedule.updates - 1)
+        self._updates += 1
+        return report
+
+    @property
+    def finished(self) -> bool:
+        """Whether every update of the schedule has run."""
+        return self._updates >= self.method.schedule.updates
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that the masks remove now."""
+        kept = sum(int(self.masks[n].sum()) if n in self.masks else w.numel for n, w in self.found.weights.items())
+        return 1.0 - kept / self.facts.prunable
+
+    def _prune_to(self, sparsity: float, *, last: bool) -> PruneReport:
+        total = self.budget.total
+        kept = self.budget.kept if last else total - sparsity * total
+        if self.budget.currency == "weights":
+            kept = total - round(total - kept)
+        tensors = {name: p.detach() for name, p in parameters_of(self.model, self.found.weights).items()}
+        previous = {name: self.masks[name] for name in self.found.weights} if self.masks else None
+        try:
+            masks = make_masks(
+                self.found.weights,
+                tensors,
+                self.method,
+                self.budget,
+                kept=kept,
+                stats=self._collect(),
+                previous=previous,
+            )
+        except Infeasible as refusal:
+            raise unreachable(self.method.goal, self.method.goal.measure(self.facts, refusal.least)) from None
+        self._kept = kept
+        self._set(masks)
+        report = self.report()
+        self.history.append(report)
+        return report
+
+    def _collect(self) -> Stats:
+        if not self.method.score.needs or self._loss_fn is None or self._batches is None:
+            return {}
+        batches = self._batches() if callable(self._batches) else self._batches
+        parameters = parameters_of(self.model, self.found.weights)
+        return collect_gradients(self.model, parameters, self._loss_fn, batches, needs=self.method.score.needs)
+
+    def _set(self, masks: Masks) -> None:
+        self.masks.clear()
+        self.masks.update(masks)
+        self._hook.refresh()
+        apply_masks_(self.model, self.masks)
+        for average in self._averages:
+            apply_masks_(average, self.masks)
+        for optimizer, _ in self._optimizers.values():
+            clear_optimizer_state_(optimizer, self.model, self.masks)
+
+    def report(self) -> PruneReport:
+        """Return asked beside achieved, as things stand now."""
+        rows = tuple(
+            LayerReport(name, w.shape, w.numel, int(self.masks[name].sum()) if name in self.masks else w.numel)
+            for name, w in self.found.weights.items()
+        )
+        left = sum(row.kept * self.budget.cost[row.name] for row in rows)
+        return PruneReport(
+            target=self.method.goal.kind,
+            asked=self.method.goal.measure(self.facts, self._kept),
+            achieved=self.method.goal.measure(self.facts, left),
+            sparsity=1.0 - sum(r.kept for r in rows) / self.facts.prunable,
+            layers=rows,
+            skipped=self.found.skipped,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on: masks, counters. Tensors and plain values only."""
+        return {
+            "version": STATE_VERSION,
+            "steps": self._steps,
+            "updates": self._updates,
+            "kept": self._kept,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; masks are applied at once.
+
+        Raises:
+            CheckpointError: When the state is of another version or lacks an entry.
+            WeightError: When its masks do not fit the model.
+        """
+        missing = {"version", "steps", "updates", "kept", "masks"} - state.keys()
+        if missing or state["version"] != STATE_VERSION:
+            what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
+            raise CheckpointError(f"this pruner state {what}; expected version {STATE_VERSION}")
+        check_masks(self.model, state["masks"])
+        if state["masks"] and not self.found.weights.keys() <= state["masks"].keys():
+            lost = sorted(self.found.weights.keys() - state["masks"].keys())
+            raise CheckpointError(f"this pruner state has no mask for {lost[:4]}: it comes from other filters")
+        self._steps, self._updates, self._kept = int(state["steps"]), int(state["updates"]), float(state["kept"])
+        self._set({name: mask.clone() for name, mask in state["masks"].items()})
+
+
+def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] | None) -> ModelFacts:
+    """Count what targets are measured in.
+
+    Args:
+        model: The model.
+        found: Its prunable weights.
+        example_inputs: Inputs of one forward pass; without them MACs are not counted.
+
+    Returns:
+        The facts.
+    """
+    numel = {name: w.numel for name, w in found.weights.items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    if example_inputs is None:
+        return ModelFacts(numel, parameters)
+    from secateur.metrics import count_macs
+
+    count = count_macs(model, example_inputs)
+    macs = {name: count.per_weight[name].macs if name in count.per_weight else 0 for name in numel}
+    return ModelFacts(numel, parameters, macs, count.dense - sum(macs.values()))
+
+
+def prune_(
+    model: nn.Module,
+    method: Method,
+    *,
+    optimizer: Optimizer | None = None,
+    ema: nn.Module | None = None,
+    loss_fn: LossFn | None = None,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+) -> Pruned:
+    """Prune a model in place, all the way to the target, with no training in between.
+
+    Args:
+        model: The model; its pruned weights are zero afterwards.
+        method: What to prune and how much; of its schedule only the last level is used.
+        optimizer: Its momentum is cleared where weights were pruned. The masks do not stay on it: use a
+            :class:`Pruner` to keep training.
+        ema: An averaged copy to prune along.
+        loss_fn: For scores that need gradients.
+        batches: For scores that need gradients.
+        example_inputs: For targets in MACs.
+
+    Returns:
+        Masks and report.
+
+    Raises:
+        SecateurError: As :class:`Pruner`; the model is unchanged then.
+
+    Example:
+        >>> from secateur.targets import Target
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> prune_(model, Method(target=Target("sparsity", 0.5))).report.achieved
+        0.5
+    """
+    if method.schedule.unit != "rounds":  # no clock runs here, so none needs converting
+        method = replace(method, schedule=one_shot(), when="after")
+    pruner = Pruner(
+        model,
+        method,
+        optimizer=optimizer,
+        ema=ema,
+        loss_fn=loss_fn,
+        batches=batches,
+        example_inputs=example_inputs,
+    )
+    report = pruner.prune(final=True)
+    pruner.detach()
+    return Pruned(pruner.masks, report)

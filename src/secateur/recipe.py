@@ -1,0 +1,366 @@
+"""The recipe: one validated description of a run, in TOML, YAML or JSON.
+
+Nothing that the recipe names is imported while it is read: a wrong field, value or pair of parts is refused before
+any of the user's code runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from secateur.allocate import ALLOCATIONS
+from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.method import Method, Override
+from secateur.patterns import PATTERNS
+from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
+from secateur.pipeline.tasks import TASKS
+from secateur.recipe_files import parse
+from secateur.recover import RECOVERIES
+from secateur.recover.retrain import Recovery
+from secateur.registry import Registry
+from secateur.schedules import SCHEDULES
+from secateur.scores import SCORES
+from secateur.targets import Kind, Target
+
+Reference = Annotated[str, StringConstraints(pattern=r"^[\w./\-]+:[A-Za-z_]\w*$")]
+"""``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A table of the recipe: no unknown fields, no coercion, no changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Part(Section):
+    """A registered part and its options: ``"magnitude"`` or ``{name = "magnitude", p = 2}``."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _part(value: object) -> object:
+    if isinstance(value, str):
+        return Part(name=value)
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return Part(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
+    if isinstance(value, Part):
+        return value
+    raise ValueError(f"expected a name or a table with a name, got {value!r}")
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    return {"name": part.name, **part.options}
+
+
+PartField = Annotated[Part, BeforeValidator(_part), PlainSerializer(_plain)]
+Tuple = Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class ModelSection(Section):
+    """Where the network comes from."""
+
+    factory: Reference
+    args: dict[str, Any] = {}
+    weights: str | None = None
+
+
+class DataSection(Section):
+    """Where the data comes from."""
+
+    factory: Reference
+    args: dict[str, Any] = {}
+    batch_size: Positive = 128
+    eval_batch_size: Positive = 1000
+
+
+class TrainSection(Section):
+    """Training to convergence, before or while pruning. No epochs: the weights are used as they are."""
+
+    epochs: Count = 0
+    optimizer: PartField = Part(name="adam", options={"lr": 1e-3})
+    lr_schedule: PartField = Part(name="constant")
+
+
+class TargetSection(Section):
+    """How much: exactly one of these."""
+
+    sparsity: float | None = None
+    kept_parameters: float | None = None
+    compression_ratio: float | None = None
+    macs: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> TargetSection:
+        given = {k: v for k, v in self.model_dump().items() if v is not None}
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of sparsity, kept_parameters, compression_ratio, macs; got {given}")
+        self.build()
+        return self
+
+    def build(self) -> Target:
+        """Return the target."""
+        (kind, value), *_ = ((k, v) for k, v in self.model_dump().items() if v is not None)
+        return Target(cast(Kind, kind), value)
+
+
+class OverrideSection(Section):
+    """A sparsity of its own for the weights that match."""
+
+    match: str
+    sparsity: Annotated[float, Field(ge=0, le=1)]
+
+
+class PruneSection(Section):
+    """The axes."""
+
+    target: TargetSection | None = None
+    score: PartField = Part(name="magnitude")
+    pattern: PartField = Part(name="unstructured")
+    allocate: PartField | None = None
+    schedule: PartField = Part(name="one_shot")
+    when: Literal["during", "after"] = "after"
+    include: Tuple = ()
+    exclude: Tuple = ()
+    types: Tuple = ()
+    overrides: Annotated[tuple[OverrideSection, ...], BeforeValidator(lambda v: tuple(v))] = ()
+    allow_empty: bool = False
+    score_batches: Positive = 8
+
+    def build(self) -> Method:
+        """Return the method.
+
+        Raises:
+            RecipeError: When parts exclude each other or an option is wrong.
+        """
+        return Method(
+            target=None if self.target is None else self.target.build(),
+            score=build_part(SCORES, self.score, "prune.score"),
+            pattern=build_part(PATTERNS, self.pattern, "prune.pattern"),
+            allocate=None if self.allocate is None else build_part(ALLOCATIONS, self.allocate, "prune.allocate"),
+            schedule=build_part(SCHEDULES, self.schedule, "prune.schedule"),
+            when=self.when,
+            include=self.include,
+            exclude=self.exclude,
+            types=self.types,
+            overrides=tuple(Override(o.match, o.sparsity) for o in self.overrides),
+            allow_empty=self.allow_empty,
+        )
+
+
+class RecoverSection(Section):
+    """What follows each pruning step."""
+
+    retrain: PartField = Part(name="nothing")
+    batch_norm: Literal["rematch", "reestimate", "nothing"] = "rematch"
+    batch_norm_samples: Annotated[int, Field(ge=2)] = 256
+
+    def build(self) -> Recovery:
+        """Return the retraining part.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        recovery: Recovery = build_part(RECOVERIES, self.retrain, "recover.retrain")
+        return recovery
+
+
+class MeasureSection(Section):
+    """What is measured at the end."""
+
+    latency: bool = True
+    energy: bool = True
+    runs: Annotated[int, Field(ge=2)] = 50
+    warmup: Count = 10
+    threads: Positive = 1
+    batch: Positive = 1
+
+
+class CheckpointSection(Section):
+    """How often the run can be taken up again."""
+
+    every_epochs: Positive = 1
+    every_steps: Positive | None = None
+
+
+class Recipe(Section):
+    """Everything that determines a run."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, StringConstraints(pattern=r"^[\w][\w .+:%\-]{0,99}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: Positive | None = None
+    task: str = "classification"
+    model: ModelSection
+    data: DataSection
+    train: TrainSection = TrainSection()
+    prune: PruneSection
+    recover: RecoverSection = RecoverSection()
+    export: Tuple = ("safetensors",)
+    measure: MeasureSection = MeasureSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _parts_exist_and_fit(self) -> Recipe:
+        method, recovery = self.prune.build(), self.recover.build()
+        check_optimizer(self.train.optimizer.name, self.train.optimizer.options)
+        build_part(LEARNING_RATES, self.train.lr_schedule, "train.lr_schedule")
+        TASKS[self.task]
+        formats = ("safetensors", "onnx", "pt2")
+        for name in self.export:
+            if name not in formats:
+                raise RecipeError(f"export: unknown format {name!r}; {nearest(name, formats)}")
+        recovery.training_epoch(self.train.epochs)
+        schedule = method.schedule
+        if schedule.unit == "epochs":
+            where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
+            epochs = self.train.epochs if method.when == "during" else recovery.epochs
+            if schedule.time(schedule.updates - 1) > epochs:
+                raise RecipeError(
+                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, after {where} = {epochs}: "
+                    "the target would never be reached"
+                )
+        if recovery.rewinds_weights and schedule.unit != "rounds" and method.when == "after":
+            raise RecipeError(
+                "recover.retrain 'weight_rewinding' and a schedule in steps or epochs after training exclude each "
+                "other: rewinding starts a round. Use a schedule with unit = 'rounds'"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; :func:`from_dict` of it gives an equal recipe."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json(exclude_none=True))
+        return plain
+
+    def to_toml(self) -> str:
+        """Return the whole recipe, defaults included, as TOML."""
+        return tomli_w.dumps(self.to_dict())
+
+
+def from_dict(values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """Validate plain values.
+
+    Args:
+        values: As read from a file.
+        source: Where they came from, for messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: One message with source, field path, value and, where a name is wrong, the nearest valid one.
+    """
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_describe(values, item) for item in error.errors()]
+        raise RecipeError(f"{source}: " + "\n  ".join(lines)) from None
+    except SecateurError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def load(path: str | Path) -> Recipe:
+    """Read and validate a recipe file (``.toml``, ``.yaml``, ``.yml`` or ``.json``).
+
+    Args:
+        path: The file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: When the file cannot be read or is not a valid recipe.
+    """
+    return from_dict(parse(Path(path)), source=str(path))
+
+
+def build_part(registry: Registry, part: Part, path: str) -> Any:
+    """Build a registered part from its options, checked against the types of its signature.
+
+    Args:
+        registry: The axis.
+        part: Name and options.
+        path: Field path, for messages.
+
+    Returns:
+        The part.
+
+    Raises:
+        RecipeError: On an unknown name, option or value; names path, value and what was expected.
+    """
+    try:
+        factory = registry[part.name]
+    except SecateurError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    signature = inspect.signature(factory).parameters
+    hints = _hints(factory)
+    for option in part.options:
+        if option not in signature:
+            raise RecipeError(f"{path}.{option}: {part.name!r} has no such option; {nearest(option, signature)}")
+    values = {
+        option: _typed(hints.get(option, Any), value, f"{path}.{option}") for option, value in part.options.items()
+    }
+    missing = [n for n, p in signature.items() if p.default is inspect.Parameter.empty and n not in values]
+    if missing:
+        raise RecipeError(f"{path}: {part.name!r} needs {', '.join(missing)}")
+    try:
+        return factory(**values)
+    except SecateurError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(factory if inspect.isfunction(factory) else factory.__init__)
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(
+            tuple(value) if isinstance(value, list) else value
+        )
+    except ValidationError as error:
+        raise RecipeError(f"{path}: got {value!r}; {error.errors()[0]['msg'].lower()}") from None
+
+
+def _describe(values: Mapping[str, Any], item: Any) -> str:
+    """Turn one pydantic error into a sentence with the field path."""
+    path = ".".join(str(p) for p in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown field; {nearest(str(item['loc'][-1]), _fields(item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"{path}: is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path or 'recipe'}: got {item['input']!r}; {message[:1].lower()}{message[1:]}"
+
+
+def _fields(path: tuple[Any, ...]) -> list[str]:
+    """Return the field names of the section at ``path``."""
+    section: Any = Recipe
+    for name in path:
+        field = section.model_fields.get(name) if isinstance(name, str) else None
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        candidates += [a for c in candidates for a in getattr(c, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
+    return list(section.model_fields)

@@ -1,0 +1,26 @@
+"""What happens after a pruning step: retraining, rewinding, batch-norm repair."""
+
+from secateur.recover.batch_norm import Moved, reestimate_bn_, rematch_bn_
+from secateur.recover.retrain import FineTune, LearningRateRewinding, Nothing, WeightRewinding
+from secateur.registry import Registry
+
+RECOVERIES = Registry(
+    "recover",
+    {
+        "nothing": Nothing,
+        "fine_tune": FineTune,
+        "learning_rate_rewinding": LearningRateRewinding,
+        "weight_rewinding": WeightRewinding,
+    },
+)
+
+__all__ = [
+    "RECOVERIES",
+    "FineTune",
+    "LearningRateRewinding",
+    "Moved",
+    "Nothing",
+    "WeightRewinding",
+    "reestimate_bn_",
+    "rematch_bn_",
+]

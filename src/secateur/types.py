@@ -1,0 +1,194 @@
+"""Every protocol and value that crosses a module boundary: read this page and you know the library.
+
+A pruning method is one value on each axis:
+
+    stats -> score -> pattern.reduce to units -> allocate -> select exactly k -> masks -> recover
+
+Words: *density* = fraction kept, *sparsity* = fraction removed, *k* = number kept, mask ``True`` = keep,
+a high score = keep, *macs* = multiply-accumulates. A *unit* is what is removed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+"""Tensors keyed by the qualified name of the parameter they belong to."""
+
+Stats = Mapping[str, Tensors]
+"""What the collectors gathered, keyed by the name that a score lists in ``needs``."""
+
+Masks = dict[str, Tensor]
+"""Bool tensors of the parameters' shapes, keyed by qualified parameter name; ``True`` = keep."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A prunable parameter and the meaning of its dimensions.
+
+    Attributes:
+        name: Qualified name of the parameter, ``"layer1.0.conv1.weight"``.
+        shape: Shape of the parameter.
+        out_dim: Dimension that indexes output units.
+        in_dim: Dimension that indexes input units; all others are kernel positions.
+        groups: Groups of a grouped convolution.
+        transposed: ``True`` where ``out_dim`` counts per group (transposed convolutions).
+        bias: Name of the parameter with one entry per output unit that dies with it, if any.
+        kind: Class name of the owning module.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    out_dim: int = 0
+    in_dim: int = 1
+    groups: int = 1
+    transposed: bool = False
+    bias: str | None = None
+    kind: str = ""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+@dataclass(frozen=True)
+class Units:
+    """One weight's units, scored and priced, as the allocation sees them.
+
+    Attributes:
+        scores: One score per unit, 1-D, float32 or float64; ``-inf`` marks a unit already pruned.
+        cost: Cost of one unit, in the budget's currency: the same for all, or one per unit.
+        floor: Fewest units that must stay.
+    """
+
+    scores: Tensor
+    cost: float | Tensor
+    floor: int = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may stay.
+
+    Attributes:
+        kept: Total cost that may stay over all prunable weights.
+        total: Total cost of the prunable weights when dense.
+        cost: Cost of one element of each weight (1 for parameters, output positions for MACs).
+        currency: ``"weights"`` or ``"macs"``.
+    """
+
+    kept: float
+    total: float
+    cost: Mapping[str, float]
+    currency: str = "weights"
+
+
+@runtime_checkable
+class Score(Protocol):
+    """Importance of every element of every weight: higher means keep. A pure function."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the statistics that must be collected first."""
+        ...
+
+    def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
+        """Return one float score per element, of each weight's shape."""
+        ...
+
+
+@runtime_checkable
+class Pattern(Protocol):
+    """What is removed together. Axis order and padding are the pattern's business alone."""
+
+    @property
+    def density(self) -> float | None:
+        """The density this pattern always has, or ``None`` when it is free."""
+        ...
+
+    def check(self, weight: Weight) -> None:
+        """Raise :class:`~secateur.errors.PatternError` where the pattern cannot be laid over the weight."""
+        ...
+
+    def reduce(self, weight: Weight, values: Tensor) -> Tensor:
+        """Turn element scores into unit scores, 1-D."""
+        ...
+
+    def sizes(self, weight: Weight) -> int | Tensor:
+        """Elements per unit: one number, or one per unit where they differ."""
+        ...
+
+    def select(self, weight: Weight, scores: Tensor, keep: int) -> Tensor:
+        """Choose exactly ``keep`` units; ties lose the lowest index first."""
+        ...
+
+    def expand(self, weight: Weight, kept: Tensor) -> Masks:
+        """Turn kept units into element masks, of the weight and of what dies with its units."""
+        ...
+
+
+@runtime_checkable
+class Allocation(Protocol):
+    """How much to keep where."""
+
+    def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
+        """Return the number of units that stay in each weight, at a total cost of at most ``kept``."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    total: int
+    kept: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed."""
+        return 1.0 - self.kept / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Asked beside achieved: what every pruning step returns.
+
+    Attributes:
+        target: Name of the target, as in the recipe.
+        asked: The target's value at this point of the schedule.
+        achieved: The same quantity, counted on the masks.
+        sparsity: Fraction of the prunable weights that is zero by mask.
+        layers: One row per weight.
+        skipped: Weights left alone, and why.
+    """
+
+    target: str
+    asked: float
+    achieved: float
+    sparsity: float
+    layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "target": self.target,
+            "asked": self.asked,
+            "achieved": self.achieved,
+            "sparsity": self.sparsity,
+            "layers": [
+                {"name": r.name, "shape": list(r.shape), "total": r.total, "kept": r.kept, "sparsity": r.sparsity}
+                for r in self.layers
+            ],
+            "skipped": dict(self.skipped),
+        }
