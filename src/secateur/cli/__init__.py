@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from secateur.cli import demo, run
+from secateur.cli import demo, explain, export, inspect, ls, run, sensitivity
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -41,6 +41,11 @@ def _root(
 
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("sensitivity")(sensitivity.sensitivity)
+app.command("export")(export.export)
+app.command("ls")(ls.ls)
+app.command("explain")(explain.explain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The end of a run: evaluate, measure side by side, export, write result.json and the report."""
+"""The end of a run: evaluate, measure side by side, export, write result.json."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "notes": notes,
     }
     write_atomic(runner.directory / "result.json", json.dumps(result, indent=1, allow_nan=True).encode())
-    _write_report(runner.directory)
     return result
 
 
@@ -115,11 +114,13 @@ def _profiles(runner: Runner, dense: nn.Module) -> dict[str, Any]:
 
 
 def _exports(runner: Runner, notes: list[str]) -> list[dict[str, Any]]:
-    from secateur.export import export
+    if not runner.recipe.export:
+        return []
+    from secateur.export import export_model
 
     args, kwargs = _inputs(runner)
     runner.listener.progress(runner.total_steps, runner.total_steps, "exporting")
-    done = export(
+    done = export_model(
         runner.model,
         args,
         kwargs,
@@ -185,9 +186,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _write_report(directory: Path) -> None:
-    from secateur.report import load_run, write_report
-
-    write_report([load_run(directory)], directory / "report.html")

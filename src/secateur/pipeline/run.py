@@ -92,7 +92,7 @@ class Position:
     seconds: float = 0.0
 
 
-def run(
+def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of what it names
     recipe: Recipe,
     directory: str | Path,
     *,
@@ -102,6 +102,7 @@ def run(
     model: nn.Module | None = None,
     data: Data | None = None,
     command: str = "",
+    report: bool = True,
 ) -> RunResult:
     """Carry out a recipe and write its run directory.
 
@@ -114,6 +115,7 @@ def run(
         model: Use this model instead of calling the recipe's factory; it is pruned in place.
         data: Use this data instead of calling the recipe's factory.
         command: The command line, for the report.
+        report: Whether to write ``report.html``.
 
     Returns:
         Model, masks and the result.
@@ -133,6 +135,10 @@ def run(
     data = data or make_data(recipe.data.factory, recipe.data.args, base=Path(base))
     runner = Runner(recipe, directory, model, data, listener or Silent())
     result = runner.run(resume=resume, command=command)
+    if report:
+        from secateur.report import load_run, write_report
+
+        write_report([load_run(directory)], directory / "report.html")
     return RunResult(directory, model, runner.pruner.masks, result)
 
 
@@ -254,11 +260,7 @@ class Runner:
         if self.method.when == "during" and not (self.directory / DENSE).exists():
             self._save_dense()
         while self.position.stage < len(self.stages):
-            stage = self.stages[self.position.stage]
-            if stage.kind == "prune":
-                self._prune(stage)
-            else:
-                self._train(stage)
+            self.run_stage(self.stages[self.position.stage])
             self.position.stage, self.position.epoch, self.position.batch = self.position.stage + 1, 0, 0
             self.optimizer = None
             self.position.seconds = before + time.monotonic() - started
@@ -268,6 +270,13 @@ class Runner:
         self.pruner.detach()
         apply_masks_(self.model, self.pruner.masks)
         return finish(self, seconds=before + time.monotonic() - started, command=command)
+
+    def run_stage(self, stage: Stage) -> None:
+        """Work off one stage from where the position stands."""
+        if stage.kind == "prune":
+            self._prune(stage)
+        else:
+            self._train(stage)
 
     def _prune(self, stage: Stage) -> None:
         if not (self.directory / DENSE).exists():
@@ -282,7 +291,7 @@ class Runner:
         if in_loop and stage_is_retraining and not (self.directory / DENSE).exists():
             self._save_dense()
         if self.optimizer is None:
-            self._start(stage)
+            self.start(stage)
         while position.epoch < stage.epochs:
             if self._rewind_is_due(stage):
                 save_tree(self.directory / REWIND, self._weights_and_optimizer())
@@ -293,7 +302,7 @@ class Runner:
         if stage.kind == "train" and self.method.when == "after":
             self._save_dense()
 
-    def _start(self, stage: Stage) -> None:
+    def start(self, stage: Stage) -> None:
         """Begin a stage of training with a fresh optimizer, or with the one that rewinding brings back."""
         options = self.recipe.train.optimizer
         self.optimizer = build_optimizer(self.model, options.name, options.options)
@@ -313,9 +322,8 @@ class Runner:
         order = order_of(self.data.train, self.recipe.seed, *key)
         began = time.monotonic()
         self.model.train()
-        lr = 0.0
         for batch in batches(self.data.train, self.recipe.data.batch_size, order=order, start=position.batch):
-            lr = self._set_lr(stage)
+            self._set_lr(stage)
             loss = self._loss(self.model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -337,16 +345,16 @@ class Runner:
                 f"the training loss became {position.loss_sum} in epoch {position.epochs_done}; "
                 "lower train.optimizer.lr"
             )
-        self._log_epoch(stage, lr, time.monotonic() - began)
+        self._log_epoch(stage, time.monotonic() - began)
 
-    def _log_epoch(self, stage: Stage, lr: float, seconds: float) -> None:
+    def _log_epoch(self, stage: Stage, seconds: float) -> None:
         shown: Split = self.data.validation or self.data.test
         figures = evaluate(self.model, shown, self.task, batch_size=self.recipe.data.eval_batch_size)
         loss, n = figures.pop("loss"), figures.pop("n")
         self._event(
             "epoch",
             stage,
-            lr=lr,
+            lr=self._live_optimizer().param_groups[0]["lr"],
             train_loss=self.position.loss_sum / self.position.seen,
             loss=loss,
             metrics=figures,
@@ -369,7 +377,7 @@ class Runner:
             return ("train", first + self.position.epoch)
         return ("retrain", stage.round, self.position.epoch)
 
-    def _set_lr(self, stage: Stage) -> float:
+    def _set_lr(self, stage: Stage) -> None:
         trained = self.recipe.train.epochs
         base = float(self._live_optimizer().defaults["lr"])
         epoch = self.position.epoch + self.position.batch / self.steps_per_epoch
@@ -377,7 +385,6 @@ class Runner:
         lr = self._fine_tuning_lr(base) if first is None else base * self.lr(first + epoch, trained)
         for group in self._live_optimizer().param_groups:
             group["lr"] = lr
-        return lr
 
     def _pruned(self, report: PruneReport, stage: Stage) -> None:
         kept, total = sum(r.kept for r in report.layers), sum(r.total for r in report.layers)

@@ -23,6 +23,9 @@ from secateur.forward import call_model, inference_mode_of
 
 # Shapes: N samples, C channels, * positions
 
+_CONSTANT = 1e-4
+"""A pruned channel whose standard deviation is less than this part of the dense one's counts as constant."""
+
 Forward = Callable[[nn.Module, Any], object]
 
 
@@ -53,7 +56,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
 
     The pruned model's norms are set one after the other in the order of the forward pass, each seeing the repaired
     output of those before it, in a single pass. Equal inputs give :math:`s_d / s_p = 1` and so change no bit. A channel
-    that is constant in the pruned model (:math:`s_p = 0`) becomes its dense mean.
+    that is constant in the pruned model (:math:`s_p < 10^{-4} s_d`) becomes its dense mean.
 
     Args:
         model: The pruned model; its scales and shifts are changed in place.
@@ -93,7 +96,10 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         mean, std = _moments(name, norm, x)
         moved.append(float(((mean - mean_d).abs() / std_d.clamp_min(1e-12))[std_d > 0].mean()) if std_d.any() else 0.0)
         gamma_d, beta_d = reference[name].weight.double(), reference[name].bias.double()
-        gamma = torch.where(std > 0, gamma_d * (std_d / std.clamp_min(1e-300)), torch.zeros_like(gamma_d))
+        # Constant in both models: nothing to scale. Constant in the pruned one alone, or as good as: scaling would
+        # only blow up rounding noise.
+        scaled = gamma_d * (std_d / std.clamp_min(1e-300))
+        gamma = torch.where(std > _CONSTANT * std_d, scaled, torch.where(std_d > 0, torch.zeros_like(scaled), gamma_d))
         norm.weight.copy_(gamma)
         norm.bias.copy_(beta_d + (gamma_d * mean_d - gamma * mean))
         return norm.forward(x)
@@ -105,7 +111,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
 
 @torch.no_grad()
 def reestimate_bn_(
-    model: nn.Module, batches: Iterable[Any], *, forward: Forward = call_model, warn_beyond: float = 0.5
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward = call_model, warn_beyond: float = 0.25
 ) -> Moved:
     r"""Replace the running statistics by the plain average over batches.
 
@@ -162,7 +168,7 @@ def reestimate_bn_(
             f"{ratio:.1f}): these inputs may not be like the training's. recover.batch_norm = 'rematch' does not "
             f"depend on that",
             SecateurWarning,
-            stacklevel=2,
+            stacklevel=3,  # past the no_grad decorator
         )
     return Moved(len(norms), moved, skipped)
 
@@ -197,15 +203,15 @@ def _unfit(norm: _BatchNorm) -> str:
 
 
 def _moments(name: str, norm: _BatchNorm, x_NCx: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per channel of the output before scale and shift, in float64."""
+    """Return mean and standard deviation per channel of the output before scale and shift."""
     mean = _buffer(norm.running_mean).double()
     scale = (_buffer(norm.running_var).double() + norm.eps).rsqrt()
-    rows = x_NCx.transpose(0, 1).flatten(1)
-    if rows.shape[1] < 2:
+    if x_NCx.numel() // max(x_NCx.shape[1], 1) < 2:
         raise DataError(f"{name}: one value per channel has no standard deviation; give a larger batch of inputs")
-    # Per-channel float64 sums: converting the whole activation at once would double its memory.
-    var, mu = zip(*(torch.var_mean(row.double(), correction=0) for row in rows), strict=True)
-    return (torch.stack(mu) - mean) * scale, torch.stack(var).sqrt() * scale
+    # In the activations' own precision (Welford's sums lose nothing that matters here): a float64 copy of a large
+    # batch would be the largest tensor of the whole pass.
+    var, mu = torch.var_mean(x_NCx.float(), dim=[d for d in range(x_NCx.dim()) if d != 1], correction=0)
+    return (mu.double() - mean) * scale, var.double().sqrt() * scale
 
 
 @contextmanager

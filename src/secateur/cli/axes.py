@@ -1,0 +1,78 @@
+"""What a recipe can name: the axes, their fields and their registered parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import UnknownNameError, nearest
+
+# The value in the example, and what the number means; the docstring of Target has the formulas of all four.
+TARGETS: Mapping[str, tuple[float, str]] = {
+    "sparsity": (0.9, "Fraction of the prunable weights that is removed."),
+    "kept_parameters": (100_000, "Parameters of the whole model that stay."),
+    "compression_ratio": (10, "Parameters of the whole model before pruning, over those that stay."),
+    "macs": (0.5, "Fraction of the model's multiply-accumulates that stays, each weight's times its density."),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        name: As in ``secateur ls AXIS``.
+        question: What it answers.
+        table: Table of the recipe that holds its field; empty at the top.
+        field: Field of the recipe that names its part.
+        parts: Name to factory.
+        committed: Whether its cards lie in ``docs/methods``; torch's own parts are documented by torch.
+    """
+
+    name: str
+    question: str
+    table: str
+    field: str
+    parts: Mapping[str, Callable[..., Any]]
+    committed: bool = True
+
+
+def axes() -> dict[str, Axis]:
+    """Return every axis by name, in the order in which a run meets them."""
+    from secateur.allocate import ALLOCATIONS
+    from secateur.patterns import PATTERNS
+    from secateur.pipeline.optim import LEARNING_RATES, OPTIMIZERS
+    from secateur.pipeline.tasks import TASKS
+    from secateur.recover import RECOVERIES, reestimate_bn_, rematch_bn_
+    from secateur.schedules import SCHEDULES
+    from secateur.scores import SCORES
+    from secateur.targets import Target
+
+    targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
+    norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
+    found = (
+        Axis("target", "how much", "prune", "target", targets),
+        Axis("score", "which weights matter", "prune", "score", SCORES),
+        Axis("pattern", "what is removed together", "prune", "pattern", PATTERNS),
+        Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
+        Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
+        Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
+        Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),
+        Axis("optimizer", "what trains it", "train", "optimizer", OPTIMIZERS, committed=False),
+        Axis("learning-rate", "how the learning rate falls", "train", "lr_schedule", LEARNING_RATES),
+        Axis("task", "what the network is for", "", "task", TASKS),
+    )
+    return {axis.name: axis for axis in found}
+
+
+def axis_named(name: str) -> Axis:
+    """Return an axis.
+
+    Raises:
+        UnknownNameError: When there is none; names the nearest.
+    """
+    known = axes()
+    if name not in known:
+        raise UnknownNameError(f"unknown axis {name!r}; {nearest(name, known)}")
+    return known[name]

@@ -1,0 +1,352 @@
+"""Method cards: what is registered on every axis, read off docstrings and signatures.
+
+``python -m secateur.cli.cards docs/methods`` writes one Markdown file per part; a test fails when one is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.cli.axes import TARGETS, Axis, axes, axis_named
+from secateur.cli.docstrings import Docstring, formula, is_formula, is_table, math_to_text, parse, table, to_text
+from secateur.cli.docstrings import to_markdown as paragraph
+from secateur.errors import UnknownNameError, nearest
+
+# Values that make an example of a required option.
+_EXAMPLES: Mapping[str, Any] = {
+    "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4
+}  # fmt: skip
+_STATISTICS = {
+    "gradient": "the mean gradient of the loss over prune.score_batches batches",
+    "absolute_gradient": "the mean absolute gradient of the loss over prune.score_batches batches",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a part; ``default`` is ``None`` where it is required."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that is known of a part.
+
+    Attributes:
+        axis: Its axis.
+        name: Its name in a recipe.
+        summary: One line.
+        body: Paragraphs, formulas and tables, as written in the docstring.
+        options: Its options.
+        needs: What must be collected first.
+        refuses: When it is refused.
+        recipe: Lines of a recipe that use it.
+        references: Its sources.
+    """
+
+    axis: str
+    name: str
+    summary: str
+    body: tuple[str, ...]
+    options: tuple[Option, ...]
+    needs: tuple[str, ...]
+    refuses: tuple[str, ...]
+    recipe: str
+    references: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; formulas stay LaTeX."""
+        values = asdict(self)
+        del values["body"]
+        return {
+            **values,
+            "summary": to_text(self.summary),
+            "formulas": [formula(block) for block in self.body if is_formula(block)],
+            "text": [to_text(block) for block in self.body if not is_formula(block) and not is_table(block)],
+        }
+
+
+def find(name: str) -> Card:
+    """Return the card of a part.
+
+    Args:
+        name: ``NAME``, or ``AXIS/NAME`` where two axes have it.
+
+    Returns:
+        The card.
+
+    Raises:
+        UnknownNameError: When there is none, or more than one.
+    """
+    wanted, slash, part = name.rpartition("/")
+    if slash:
+        axis = axis_named(wanted)
+        if part not in list(axis.parts):
+            raise UnknownNameError(f"unknown {axis.name} {part!r}; {nearest(part, axis.parts)}")
+        return card(axis, part)
+    known = axes().values()
+    holders = [axis for axis in known if name in list(axis.parts)]
+    if not holders:
+        everything = {part for axis in known for part in axis.parts}
+        raise UnknownNameError(f"unknown name {name!r}; {nearest(name, everything)} (all of them: secateur ls)")
+    if len(holders) > 1:
+        raise UnknownNameError(f"{name!r} is ambiguous; say " + " or ".join(f"{a.name}/{name}" for a in holders))
+    return card(holders[0], name)
+
+
+def card(axis: Axis, name: str) -> Card:
+    """Build the card of one part from its docstring and signature."""
+    factory = axis.parts[name]
+    doc = parse(factory.__doc__)
+    foreign = not axis.committed
+    options = () if axis.name in ("target", "batch-norm") else tuple(_options(factory, doc))
+    summary, body = doc.summary, doc.body
+    if axis.name == "target":
+        summary = TARGETS[name][1]
+    if foreign:
+        body = (f"This is ``torch.optim.{factory.__name__}``; torch documents its options.",)
+    return Card(
+        axis.name,
+        name,
+        summary,
+        body,
+        options,
+        tuple(_needs(factory, options)) if axis.name == "score" else (),
+        () if foreign else (*doc.raises.values(), *_checks(factory)),
+        _recipe(axis, name, options),
+        "" if foreign else doc.references,
+    )
+
+
+def _options(factory: Callable[..., Any], doc: Docstring) -> Iterator[Option]:
+    hints = typing.get_type_hints(factory if inspect.isfunction(factory) else factory.__init__)
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name == "params":  # of an optimizer; the run fills it in
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        default = None if required else parameter.default
+        yield Option(name, type_words(hints.get(name, Any)), required, default, doc.arguments.get(name, ""))
+
+
+def type_words(hint: Any) -> str:
+    """Write a type for people who write recipes.
+
+    Example:
+        >>> type_words(float | None), type_words(tuple[float, ...]), type_words(Literal["steps", "rounds"])
+        ('number', 'list of numbers', '"steps" | "rounds"')
+    """
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(json.dumps(value) for value in arguments)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        names = dict.fromkeys(type_words(a) for a in arguments if a is not type(None))
+        return " | ".join(n for n in names if n != "Tensor") or "nothing"
+    if typing.get_origin(hint) in (tuple, list):
+        return "list of " + " | ".join(dict.fromkeys(f"{type_words(a)}s" for a in arguments if a is not Ellipsis))
+    words = {int: "integer", float: "number", bool: "true | false", str: "text", Any: "any value"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _checks(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Say which weights a pattern refuses: its ``check`` documents that."""
+    doc = parse(getattr(getattr(factory, "check", None), "__doc__", None))
+    what = doc.summary.removeprefix("Refuse ")
+    return (what[:1].upper() + what[1:],) if doc.raises else ()
+
+
+def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str]:
+    """Say what a score must have collected, over all values of its options that are words."""
+    required = {o.name: _EXAMPLES.get(o.name) for o in options if o.required}
+    hints = typing.get_type_hints(factory)
+    choices = [(n, value) for n, h in hints.items() if typing.get_origin(h) is Literal for value in typing.get_args(h)]
+    variants = [{name: value} for name, value in choices] or [{}]
+    seen: dict[frozenset[str], list[dict[str, Any]]] = {}
+    for variant in variants:
+        seen.setdefault(factory(**{**required, **variant}).needs, []).append(variant)
+    out = []
+    for needs, when in seen.items():
+        what = ", ".join(_STATISTICS.get(name, name) for name in sorted(needs)) or "nothing but the weights"
+        values = " or ".join(json.dumps(value) for variant in when for value in variant.values())
+        out.append(what if len(seen) == 1 else f"{what} ({next(iter(when[0]))} = {values})")
+    return out
+
+
+def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
+    head = f"[{axis.table}]\n" if axis.table else ""
+    if axis.name == "target":
+        return f"{head}target = {{ {name} = {TARGETS[name][0]} }}"
+    if axis.name == "task":
+        return f'task = "{name}"'
+    if axis.name == "batch-norm":
+        from secateur.recipe import RecoverSection
+
+        return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
+    chosen = {o.name: _EXAMPLES.get(o.name, 1) if o.required else o.default for o in options}
+    if not axis.committed:
+        chosen = {k: v for k, v in chosen.items() if k == "lr"}
+    pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]
+    inline = f"{axis.field} = {{ {', '.join(pairs)} }}"
+    if len(inline) <= 72:
+        return head + inline
+    return "\n".join([f"[{axis.table}.{axis.field}]", *pairs])  # TOML lets no inline table go over lines
+
+
+def toml(value: Any) -> str:
+    """Write a number, a word or a list as TOML."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def markdown(shown: Card) -> str:
+    """Return a card as Markdown.
+
+    Args:
+        shown: The card.
+
+    Returns:
+        The text of ``docs/methods/AXIS-NAME.md``.
+    """
+    parts = [f"# {shown.axis}: {shown.name}", paragraph(shown.summary)]
+    parts += [_block(block) for block in shown.body]
+    parts += ["## Recipe", f"```toml\n{shown.recipe}\n```"]
+    if shown.options:
+        rows = [
+            f"| `{o.name}` | {_cell(o.type)} | {'required' if o.required else _default(o)} "
+            f"| {_cell(paragraph(o.description))} |"
+            for o in shown.options
+        ]
+        parts += ["## Options", "\n".join(["| option | type | default | meaning |", "|---|---|---|---|", *rows])]
+    for title, lines in (("Needs", shown.needs), ("Refused", shown.refuses)):
+        if lines:
+            parts += [f"## {title}", "\n".join(f"- {paragraph(line)}" for line in lines)]
+    if shown.references:
+        parts += ["## References", paragraph(shown.references)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _default(option: Option) -> str:
+    return "left out" if option.default is None else f"`{toml(option.default)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _block(block: str) -> str:
+    if is_formula(block):
+        text = formula(block)
+        return f"```math\n{_aligned(text)}\n```"
+    if is_table(block):
+        head, *rows = [[_cell(paragraph(cell)) for cell in row] for row in table(block)]
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return paragraph(block)
+
+
+def _aligned(latex: str) -> str:
+    return f"\\begin{{aligned}}\n{latex}\n\\end{{aligned}}" if "&" in latex else latex
+
+
+def plain(shown: Card) -> Iterator[tuple[str, str]]:
+    """Yield a card as (kind, text): title, text, paragraph, formula, table, heading, code or options.
+
+    Args:
+        shown: The card.
+
+    Yields:
+        What to print, in order.
+    """
+    yield "title", f"{shown.axis}: {shown.name}"
+    yield "text", to_text(shown.summary)
+    for block in shown.body:
+        if is_formula(block):
+            yield "formula", math_to_text(formula(block))
+        elif is_table(block):
+            yield "table", block
+        else:
+            yield "paragraph", to_text(block)
+    yield "heading", "Recipe"
+    yield "code", shown.recipe
+    if shown.options:
+        yield "heading", "Options"
+        yield "options", ""
+    for title, lines in (("Needs", shown.needs), ("Refused", shown.refuses)):
+        if lines:
+            yield "heading", title
+            yield from (("text", to_text(line)) for line in lines)
+    if shown.references:
+        yield "heading", "References"
+        yield "text", to_text(shown.references)
+
+
+def files() -> dict[str, str]:
+    """Return the content of every file of ``docs/methods``, by name."""
+    out = {}
+    index = [
+        "# Method cards",
+        "One page per part, written by `make cards` from the docstrings; do not edit them. The same text in a "
+        "terminal: `secateur explain NAME`. Optimizers are torch's own; `secateur explain optimizer/adam` lists their "
+        "options.",
+    ]
+    for axis in axes().values():
+        if not axis.committed:
+            continue
+        where = f"`{axis.table}.{axis.field}`" if axis.table else f"`{axis.field}`"
+        rows = []
+        for name in _own(axis):
+            shown = card(axis, name)
+            out[f"{axis.name}-{name}.md"] = markdown(shown)
+            rows.append(f"| [{name}]({axis.name}-{name}.md) | {_cell(paragraph(shown.summary))} |")
+        index += [
+            f"## {axis.name}: {axis.question}",
+            f"In a recipe: {where}",
+            "\n".join(["| name | |", "|---|---|", *rows]),
+        ]
+    out["README.md"] = "\n\n".join(index) + "\n"
+    return out
+
+
+def _own(axis: Axis) -> list[str]:
+    """Return the library's own parts; those of other packages have their cards elsewhere."""
+    return [name for name in axis.parts if axis.parts[name].__module__.partition(".")[0] == "secateur"]
+
+
+def main(argv: list[str]) -> int:
+    """Write the files of a folder and remove cards of parts that are gone.
+
+    Args:
+        argv: The folder.
+
+    Returns:
+        The exit code.
+    """
+    if len(argv) != 1:
+        print("usage: python -m secateur.cli.cards FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(argv[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = files()
+    for stale in sorted(set(folder.glob("*.md")) - {folder / name for name in wanted}):
+        stale.unlink()
+    for name, text in wanted.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    print(f"{len(wanted)} files in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""Laws and oracles for plug-ins: what every score, pattern, schedule and allocation must obey.
+
+A plug-in's own test is one line per part:
+
+    from secateur.testing import check_score
+    check_score(MyScore())
+
+Each law raises ``AssertionError`` with the part, the case and both values. The oracles are slow and obvious
+pure-Python versions of what the library does fast.
+"""
+
+from secateur.testing.laws import (
+    LAYOUTS,
+    check_allocation,
+    check_pattern,
+    check_schedule,
+    check_score,
+)
+from secateur.testing.oracles import (
+    loss_changes,
+    mask_derivatives,
+    mask_differences,
+    rank,
+    remove_to_budget,
+    select_k,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "check_allocation",
+    "check_pattern",
+    "check_schedule",
+    "check_score",
+    "loss_changes",
+    "mask_derivatives",
+    "mask_differences",
+    "rank",
+    "remove_to_budget",
+    "select_k",
+]

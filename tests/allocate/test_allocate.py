@@ -1,0 +1,133 @@
+"""Allocations by hand, and against exhaustive apportionment in exact fractions."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.allocate import Global, Layerwise
+from secateur.testing import select_k
+from secateur.types import Units
+
+FAST = settings(max_examples=100, deadline=None, database=None)
+
+
+def units(sizes: dict[str, int], *, floor: int = 0, cost: float = 1.0) -> dict[str, Units]:
+    return {name: Units(torch.zeros(n), cost, floor) for name, n in sizes.items()}
+
+
+def largest_remainders(sizes: dict[str, int], kept: int) -> dict[str, int]:
+    """Hamilton's apportionment in exact fractions: floors first, then one each by largest remainder, ties by name."""
+    total = sum(sizes.values())
+    shares = {name: Fraction(kept * n, total) for name, n in sizes.items()}
+    counts = {name: math.floor(share) for name, share in shares.items()}
+    order = sorted(sizes, key=lambda name: (counts[name] - shares[name], name))
+    for name in order[: kept - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+@FAST
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 60), min_size=1, max_size=5), st.data())
+def test_layerwise_is_largest_remainders(sizes: dict[str, int], data: st.DataObject) -> None:
+    kept = data.draw(st.integers(0, sum(sizes.values())))
+    counts = Layerwise()(units(sizes), kept)
+    density = Fraction(kept, sum(sizes.values()))
+    assert sum(counts.values()) == kept
+    assert all(abs(counts[name] - density * n) < 1 for name, n in sizes.items())
+    exact = largest_remainders(sizes, kept)
+    shares = [density * n % 1 for n in sizes.values()]
+    if len(set(shares)) == len(shares):  # equal remainders may differ in the last bit of a float
+        assert counts == exact
+
+
+def test_layerwise_ties_go_by_name() -> None:
+    assert Layerwise()(units({"c": 2, "a": 2, "b": 2}), 4) == {"c": 1, "a": 2, "b": 1}
+
+
+def test_layerwise_floor_is_paid_by_the_others() -> None:
+    sizes = {"tiny": 1, "small": 3, "big": 1000}
+    counts = Layerwise()(units(sizes, floor=1), 20)
+    assert counts == {"tiny": 1, "small": 1, "big": 18}
+
+
+@pytest.mark.parametrize(("kept", "want"), [(0, 0), (1, 1), (29, 29), (57, 57), (100, 100)])
+def test_layerwise_shares_lose_nothing_to_floats(kept: int, want: int) -> None:
+    assert Layerwise()(units({"a": 100, "b": 100}), 2 * kept) == {"a": want, "b": want}
+
+
+def test_layerwise_with_costs() -> None:
+    """Density 1/2 of 10 units at 1 and 10 units at 5: 30 of 60."""
+    problem = {"cheap": Units(torch.zeros(10), 1.0, 0), "dear": Units(torch.zeros(10), 5.0, 0)}
+    assert Layerwise()(problem, 30.0) == {"cheap": 5, "dear": 5}
+    assert Layerwise()(problem, 33.0) == {"cheap": 6, "dear": 5}  # 5.5 each: only the cheap one still fits
+
+
+@pytest.mark.parametrize("kept", [9_999_999.0, 19_999_999.5])
+def test_layerwise_does_not_round_a_dear_unit_up(kept: float) -> None:
+    """One output channel of a convolution is millions of MACs; a share of 0.9999999 is not one channel."""
+    counts = Layerwise()({"conv": Units(torch.zeros(2), 1e7, 0)}, kept)
+    assert counts["conv"] * 1e7 <= kept
+
+
+def test_layerwise_with_unequal_units_stays_within_the_budget() -> None:
+    """Edge blocks are smaller: the cost of the kept units counts, not that of an average one."""
+    scores = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    cost = torch.tensor([4.0, 4.0, 4.0, 1.0])
+    for kept in (4.0, 7.0, 8.0, 12.0, 12.9):
+        count = Layerwise()({"w": Units(scores, cost, 1)}, kept)["w"]
+        spent = float(cost[torch.tensor(select_k({"": scores.tolist()}, count)[""])].sum())
+        assert spent <= kept
+
+
+def test_layerwise_does_not_count_pruned_units() -> None:
+    """Hamilton's method is not monotone (the Alabama paradox): 11 of 14 gives (5, 5, 1), 10 of 14 gives (4, 4, 2).
+
+    With one of ``c`` pruned already, its second unit is gone and the other layers must keep it instead.
+    """
+    before = largest_remainders({"a": 6, "b": 6, "c": 2}, 11)
+    assert before == {"a": 5, "b": 5, "c": 1}
+    assert largest_remainders({"a": 6, "b": 6, "c": 2}, 10) == {"a": 4, "b": 4, "c": 2}
+    problem = {}
+    for name, n in {"a": 6, "b": 6, "c": 2}.items():
+        scores = torch.arange(float(n))
+        scores[: n - before[name]] = -torch.inf
+        problem[name] = Units(scores, 1.0, 1)
+    counts = Layerwise()(problem, 10)
+    assert sum(counts.values()) == 10
+    assert all(counts[name] <= before[name] for name in before)
+
+
+def test_global_by_hand() -> None:
+    problem = {
+        "a": Units(torch.tensor([9.0, 8.0, 7.0]), 1.0, 1),
+        "b": Units(torch.tensor([1.0, 2.0, 3.0, 4.0]), 1.0, 1),
+    }
+    assert Global()(problem, 7) == {"a": 3, "b": 4}
+    assert Global()(problem, 5) == {"a": 3, "b": 2}
+    assert Global()(problem, 3) == {"a": 2, "b": 1}
+    assert Global()(problem, 2) == {"a": 1, "b": 1}
+
+
+def test_global_without_floors_may_empty_a_layer() -> None:
+    problem = {"a": Units(torch.tensor([9.0, 8.0]), 1.0, 0), "b": Units(torch.tensor([1.0, 2.0]), 1.0, 0)}
+    assert Global()(problem, 2) == {"a": 2, "b": 0}
+    assert Global()(problem, 0) == {"a": 0, "b": 0}
+
+
+def test_global_counts_what_the_ranking_removes_at_a_price() -> None:
+    """Prices decide when to stop, not who goes: units leave in the order of the score."""
+    problem = {"dear": Units(torch.tensor([1.0, 4.0]), 10.0, 0), "cheap": Units(torch.tensor([2.0, 3.0]), 1.0, 0)}
+    assert Global()(problem, 21.0) == {"dear": 1, "cheap": 2}
+    assert Global()(problem, 12.0) == {"dear": 1, "cheap": 2}
+    assert Global()(problem, 11.0) == {"dear": 1, "cheap": 1}
+
+
+@pytest.mark.parametrize("allocate", [Global(), Layerwise()], ids=str)
+def test_all_or_the_floors(allocate: Global | Layerwise) -> None:
+    problem = units({"a": 3, "b": 1, "c": 9}, floor=1)
+    assert allocate(problem, 13) == {"a": 3, "b": 1, "c": 9}
+    assert allocate(problem, 3) == {"a": 1, "b": 1, "c": 1}

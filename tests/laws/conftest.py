@@ -1,0 +1,8 @@
+"""Makes ``tests/cases.py`` importable as ``cases``, whichever way pytest was started."""
+
+import sys
+from pathlib import Path
+
+_TESTS = str(Path(__file__).resolve().parents[1])
+if _TESTS not in sys.path:
+    sys.path.append(_TESTS)

@@ -1,0 +1,67 @@
+"""The laws of each axis, over every registered part."""
+
+import pytest
+
+import cases
+from secateur.allocate import ALLOCATIONS
+from secateur.patterns import PATTERNS
+from secateur.registry import Registry
+from secateur.schedules import SCHEDULES
+from secateur.scores import SCORES
+from secateur.testing import check_allocation, check_pattern, check_schedule, check_score
+from secateur.types import Allocation, Pattern, Score
+
+REGISTRIES: dict[str, Registry] = {
+    "score": SCORES,
+    "pattern": PATTERNS,
+    "allocate": ALLOCATIONS,
+    "schedule": SCHEDULES,
+}
+
+
+@pytest.mark.parametrize("axis", REGISTRIES)
+def test_registry_and_table_name_the_same_parts(axis: str) -> None:
+    registered, listed = set(REGISTRIES[axis]), {case.name for case in cases.CASES[axis]}
+    assert not registered - listed, "registered without a row in tests/cases.py"
+    assert not listed - registered, "rows in tests/cases.py that nothing is registered for"
+
+
+def test_every_axis_has_a_table() -> None:
+    assert cases.CASES.keys() == REGISTRIES.keys()
+    assert {axis: registry.axis for axis, registry in REGISTRIES.items()} == {axis: axis for axis in REGISTRIES}
+
+
+@pytest.mark.parametrize("case", cases.SCORES, ids=str)
+def test_score(case: cases.Case) -> None:
+    score = SCORES[case.name](**case.kwargs)
+    assert isinstance(score, Score)
+    check_score(score, **case.notes)
+
+
+@pytest.mark.parametrize("case", cases.PATTERNS, ids=str)
+def test_pattern(case: cases.Case) -> None:
+    pattern = PATTERNS[case.name](**case.kwargs)
+    assert isinstance(pattern, Pattern)
+    check_pattern(pattern)
+
+
+@pytest.mark.parametrize("case", cases.ALLOCATIONS, ids=str)
+def test_allocation(case: cases.Case) -> None:
+    allocation = ALLOCATIONS[case.name](**case.kwargs)
+    assert isinstance(allocation, Allocation)
+    check_allocation(allocation)
+
+
+@pytest.mark.parametrize("case", cases.SCHEDULES, ids=str)
+def test_schedule(case: cases.Case) -> None:
+    check_schedule(SCHEDULES[case.name](**case.kwargs), **case.notes)
+
+
+@pytest.mark.parametrize("axis", REGISTRIES)
+def test_parts_are_values(axis: str) -> None:
+    """Built twice alike, equal and hashable, and shown with their arguments: a recipe and a report rely on it."""
+    for case in cases.CASES[axis]:
+        one, two = (REGISTRIES[axis][case.name](**case.kwargs) for _ in range(2))
+        assert one == two
+        assert hash(one) == hash(two)
+        assert type(one).__name__ in repr(one)

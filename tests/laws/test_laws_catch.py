@@ -1,0 +1,155 @@
+"""Broken parts must break a law: what a law lets through, a plug-in will ship."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur.allocate import Global
+from secateur.patterns import NM, Block, Unstructured
+from secateur.schedules import Schedule
+from secateur.testing import check_allocation, check_pattern, check_schedule, check_score
+from secateur.types import Masks, Stats, Tensors, Units, Weight
+
+
+@dataclass(frozen=True)
+class FakeScore:
+    function: Callable[[Tensors], dict[str, Tensor]]
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
+        return self.function(weights)
+
+
+BAD_SCORES = {
+    "scored": lambda ws: {name: w.float() for name, w in ws.items() if name != "one.weight"},
+    "shape": lambda ws: {name: w.float().flatten() for name, w in ws.items()},
+    "dtype": lambda ws: {name: w.abs() for name, w in ws.items()},
+    "not finite": lambda ws: {name: w.float().abs().log() for name, w in ws.items()},
+    "changed the weight": lambda ws: {name: w.mul_(2).float() for name, w in ws.items()},
+    "second call": lambda ws: {name: torch.rand(w.shape) for name, w in ws.items()},
+    "order of the dict": lambda ws: {name: w.float() + i for i, (name, w) in enumerate(ws.items())},
+    "in float32 or better": lambda ws: {name: (w * w).float() for name, w in ws.items()},
+    "permuting": lambda ws: {name: w.float() * torch.arange(w.shape[-1]) for name, w in ws.items()},
+}
+
+
+@pytest.mark.parametrize("law", BAD_SCORES)
+def test_bad_score(law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_score(FakeScore(BAD_SCORES[law]))
+
+
+class OffByOne(Unstructured):
+    def select(self, weight: Weight, scores: Tensor, keep: int) -> Tensor:
+        return scores >= scores.sort(descending=True).values[max(keep - 1, 0)]  # the threshold of the reference code
+
+
+class HighestIndexFirst(Unstructured):
+    def select(self, weight: Weight, scores: Tensor, keep: int) -> Tensor:
+        kept = torch.zeros(scores.numel(), dtype=torch.bool)
+        kept[scores.sort(descending=True, stable=True).indices[:keep]] = True
+        return kept
+
+
+class WrongOrder(Unstructured):
+    def expand(self, weight: Weight, kept: Tensor) -> Masks:
+        return {weight.name: kept.flip(0).reshape(weight.shape)}
+
+
+class ForgetsEdges(Block):
+    def sizes(self, weight: Weight) -> int:
+        return self.rows * self.cols
+
+
+class Leaky(Unstructured):
+    def reduce(self, weight: Weight, values: Tensor) -> Tensor:
+        flat = values.reshape(-1)
+        return flat if flat.dtype == torch.bool else flat / flat.abs().sum()
+
+
+BAD_PATTERNS = {
+    "select kept": OffByOne(),
+    "last in the order": HighestIndexFirst(),
+    "score of unit 0 depends": WrongOrder(),
+    "elements, sizes says": ForgetsEdges(4, 4),
+    "depends on elements outside": Leaky(),
+}
+
+
+@pytest.mark.parametrize("law", BAD_PATTERNS)
+def test_bad_pattern(law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_pattern(BAD_PATTERNS[law])
+
+
+def test_a_pattern_must_accept_something() -> None:
+    with pytest.raises(AssertionError, match="refuses every layout"):
+        check_pattern(NM(1, 1000))
+
+
+@pytest.mark.parametrize("curve", ["overshoot", "short", "wavy"])
+def test_bad_schedule(curve: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = {
+        "overshoot": lambda i, n, final: final * 2 * (1 - i / (2 * n - 2)),  # falls to the target from twice of it
+        "short": lambda i, n, final: final * i / n,
+        "wavy": lambda i, n, final: final if i == n - 1 else final * (i % 2) / 2,
+    }
+    monkeypatch.setattr(Schedule, "level", lambda self, i, final: levels[curve](i, self.updates, final))
+    with pytest.raises(AssertionError, match=r"falls|ends at"):
+        check_schedule(Schedule("linear", 5))
+
+
+def test_schedule_facts_are_checked() -> None:
+    good = Schedule("linear", 5, begin=2)
+    check_schedule(good, updates=5, last=6)
+    with pytest.raises(AssertionError, match="expected 4"):
+        check_schedule(good, updates=4)
+    with pytest.raises(AssertionError, match="last update"):
+        check_schedule(good, last=7)
+
+
+def overspends(units: Mapping[str, Units], kept: float) -> dict[str, int]:
+    return {name: n + (n < units[name].scores.numel()) for name, n in Global()(units, kept).items()}
+
+
+def underspends(units: Mapping[str, Units], kept: float) -> dict[str, int]:
+    return {name: max(min(u.floor, u.scores.numel()), n - 1) for (name, u), n in _with(units, kept)}
+
+
+def no_floors(units: Mapping[str, Units], kept: float) -> dict[str, int]:
+    return Global()({name: replace(u, floor=0) for name, u in units.items()}, kept)
+
+
+def first_come(units: Mapping[str, Units], kept: float) -> dict[str, int]:
+    """Fill the layers in the order of the dict."""
+    out = {}
+    reserve = sum(min(u.floor, u.scores.numel()) * float(torch.as_tensor(u.cost).max()) for u in units.values())
+    spare = kept - reserve
+    for name, u in units.items():
+        floor, cost = min(u.floor, u.scores.numel()), float(torch.as_tensor(u.cost).max())
+        out[name] = floor + min(u.scores.numel() - floor, max(int(spare // cost), 0))
+        spare -= (out[name] - floor) * cost
+    return out
+
+
+def _with(units: Mapping[str, Units], kept: float) -> list[tuple[tuple[str, Units], int]]:
+    counts = Global()(units, kept)
+    return [((name, u), counts[name]) for name, u in units.items()]
+
+
+BAD_ALLOCATIONS = {
+    "which costs": overspends,
+    "unit costs can meet it": underspends,
+    "not in 1..": no_floors,
+    "order of the dict": first_come,
+    "counts for": lambda units, kept: {},
+}
+
+
+@pytest.mark.parametrize("law", BAD_ALLOCATIONS)
+def test_bad_allocation(law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_allocation(BAD_ALLOCATIONS[law])

@@ -1,0 +1,204 @@
+"""A run killed at any instant and taken up again ends bit for bit as one that was not. The kills are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secateur.checkpoint import load_tree
+from secateur.errors import CheckpointError
+from secateur.pipeline.events import EventLog, Silent
+from secateur.pipeline.run import Runner, Stage, run
+from secateur.recipe import Recipe, from_dict
+
+from .tiny import data, net
+
+BASE = {
+    "name": "tiny",
+    "seed": 3,
+    "threads": 1,
+    "model": {"factory": "tests.pipeline.tiny:net"},
+    "data": {"factory": "tests.pipeline.tiny:data", "batch_size": 8},
+    "train": {
+        "epochs": 3,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+        "lr_schedule": {"name": "cosine", "end": 0.1},
+    },
+    "export": [],
+    "measure": {"latency": False, "energy": False},
+}
+
+ITERATIVE = BASE | {
+    "prune": {"target": {"sparsity": 0.8}, "schedule": {"name": "iterative", "rounds": 2}},
+    "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 2}},
+}
+REWOUND = BASE | {
+    "prune": {
+        "target": {"compression_ratio": 3.0},
+        "score": {"name": "weight_gradient"},
+        "schedule": {"name": "iterative", "rounds": 2},
+    },
+    "recover": {"retrain": {"name": "weight_rewinding", "epochs": 2}, "batch_norm": "reestimate"},
+}
+GRADUAL = BASE | {
+    "prune": {
+        "target": {"sparsity": 0.7},
+        "when": "during",
+        "schedule": {"name": "cubic", "begin": 2, "end": 14, "every": 3, "unit": "steps"},
+    },
+    "checkpoint": {"every_steps": 2},
+}
+RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL}
+
+
+class Killer(Silent):
+    """Ends its own process, without any goodbye, at the n-th optimizer step."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def carry_out(recipe: Recipe, directory: Path, *, kill_at: int = 0, resume: bool = False) -> None:
+    run(
+        recipe,
+        directory,
+        resume=resume,
+        listener=Killer(kill_at) if kill_at else None,
+        report=False,
+    )
+
+
+def in_child(
+    recipe: Recipe, directory: Path, *, kill_at: int = 0, kill_after: float | None = None, resume: bool
+) -> int:
+    """Run in a forked child; return its exit status as the shell would."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            carry_out(recipe, directory, kill_at=kill_at, resume=resume)
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outcome(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[dict[str, object]]]:
+    events = []
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        events.append({k: v for k, v in event.items() if k not in ("time", "seconds")})
+    return load_file(directory / "model.safetensors"), load_file(directory / "masks.safetensors"), events
+
+
+def assert_same(first: Path, second: Path) -> None:
+    for ours, theirs in zip(outcome(first)[:2], outcome(second)[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), name
+    assert outcome(first)[2] == outcome(second)[2]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_at_a_step_and_resumed(name: str, tmp_path: Path) -> None:
+    recipe = from_dict(RECIPES[name])
+    carry_out(recipe, tmp_path / "whole")
+    for kill_at in (1, 3, 9, 17, 20):
+        directory = tmp_path / f"killed{kill_at}"
+        status = in_child(recipe, directory, kill_at=kill_at, resume=False)
+        if status == 0:
+            continue  # the run is shorter than that
+        assert status == -signal.SIGKILL
+        assert in_child(recipe, directory, resume=True) == 0
+        assert_same(tmp_path / "whole", directory)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs fork")
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_again_and_again_at_random_instants(name: str, tmp_path: Path) -> None:
+    recipe = from_dict(RECIPES[name])
+    began = time.monotonic()
+    carry_out(recipe, tmp_path / "whole")
+    whole = time.monotonic() - began
+    source = random.Random(name)
+    kills, directory = 0, tmp_path / "killed0"
+    while kills < 8:
+        # From the first moments to a little before the end: inside training, pruning and writing.
+        resume = (directory / "recipe.toml").exists()
+        status = in_child(recipe, directory, kill_after=source.uniform(0.02, 0.6) * whole, resume=resume)
+        kills += status == -signal.SIGKILL
+        if status == 0:
+            assert_same(tmp_path / "whole", directory)
+            directory = tmp_path / f"killed{kills}"
+    assert in_child(recipe, directory, resume=(directory / "recipe.toml").exists()) == 0
+    assert_same(tmp_path / "whole", directory)
+
+
+def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(tmp_path: Path) -> None:
+    recipe = from_dict(
+        BASE
+        | {
+            "prune": {"target": {"sparsity": 0.0}},
+            "recover": {"retrain": {"name": "weight_rewinding", "epochs": 2}},
+        }
+    )
+    carry_out(recipe, tmp_path)
+    dense, rewound = load_file(tmp_path / "dense.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(dense[name], rewound[name]) for name in dense)
+
+
+def test_rewound_weights_are_the_checkpoint_times_the_mask(tmp_path: Path) -> None:
+    recipe = from_dict(REWOUND)
+    carry_out(recipe, tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    runner = Runner(recipe, tmp_path, net(), data(), Silent())
+    runner.log = EventLog(tmp_path / "metrics.jsonl")
+    runner.run_stage(Stage("prune", round=0))
+    runner.start(Stage("retrain", 2, 0))
+    saved = load_tree(tmp_path / "rewind.safetensors")
+    masks = runner.pruner.masks
+    assert 0.3 < runner.pruner.sparsity < 0.9
+    for name, value in runner.model.state_dict().items():
+        expected = saved["model"][name]
+        if name in masks:
+            expected = expected * masks[name]
+        assert torch.equal(value, expected), name
+    for index, (name, parameter) in enumerate(runner.model.named_parameters()):
+        momentum = runner.optimizer.state[parameter]["momentum_buffer"]
+        expected = saved["optimizer"]["state"][index]["momentum_buffer"]
+        assert torch.equal(momentum, expected * masks[name] if name in masks else expected), name
+
+
+def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    recipe = from_dict(GRADUAL)
+    carry_out(recipe, tmp_path)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        carry_out(recipe, tmp_path)
+    with pytest.raises(CheckpointError, match="differs from this recipe"):
+        carry_out(from_dict(GRADUAL | {"seed": 4}), tmp_path, resume=True)
