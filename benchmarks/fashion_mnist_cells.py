@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,10 +123,10 @@ class Run:
             pruner=pruner,
         )
 
-    def score(self, model: nn.Module) -> dict[str, float]:
+    def score(self, model: nn.Module) -> dict[str, Any]:
         """Return accuracy and loss on the data's test set."""
         accuracy, loss = evaluate(model, self.data.test_images, self.data.test_labels)
-        return {"accuracy": accuracy, "loss": loss}
+        return {"accuracy": accuracy, "loss": loss if math.isfinite(loss) else None}  # JSON has no NaN
 
     def pruner(self, model: nn.Module, optimizer: SGD, method: Method) -> Pruner:
         """Return a pruner that takes gradients, where needed, on a fixed sample of training batches."""
@@ -207,7 +208,10 @@ def run_gradual(run: Run, state: dict[str, Tensor], *, gradual: bool) -> dict[st
 
 
 def outcome(model: nn.Module, pruner: Pruner) -> dict[str, Any]:
-    """Return what the masks keep, after checking that training brought no pruned weight back."""
+    """Return what the masks keep, after checking that training brought no pruned weight back.
+
+    ``cut`` counts each layer's output units that have no weight left; in the last layer these are classes.
+    """
     parameters = dict(model.named_parameters())
     for name, mask in pruner.masks.items():
         if bool(parameters[name][~mask].count_nonzero()) or not pruner.finished:
@@ -219,6 +223,7 @@ def outcome(model: nn.Module, pruner: Pruner) -> dict[str, Any]:
     return {
         "achieved_ratio": total / left,
         "sparsity": report.sparsity,
+        "cut": {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in pruner.masks.items() if mask.dim() > 1},
         "kept": {row.name: [row.kept, row.total] for row in report.layers},
         "macs": {"dense": macs.dense, "density_weighted": macs.density_weighted},
     }

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import MissingExtraError
-
 TITLES = {"lenet_300_100": "LeNet-300-100", "lenet_5_caffe": "LeNet-5 (Caffe)"}
 CRITERIA = {
     "random_layerwise": ("random, layerwise", "#999999", ":"),
@@ -18,6 +16,11 @@ CRITERIA = {
     "weight_gradient_layerwise": ("weight x gradient, layerwise", "#e69f00", "--"),
     "weight_gradient_global": ("weight x gradient, global", "#d55e00", "-"),
 }
+REASONS = {
+    "lenet_5_caffe": "LeNet-5: at 0.05, the best on held-out images, training on the whole training set diverged for "
+    "seed 0 (its training loss became NaN); both rates were lowered to the next one tried.",
+}
+"""Why a setting is not the one that validation prefers."""
 GOAL = 0.3
 """Points of accuracy that a network 12 times smaller may lose."""
 
@@ -72,7 +75,7 @@ def compared(change: Sequence[float]) -> str:
     """Say in words what the seeds' differences allow to say."""
     mean = statistics.mean(change)
     agree = all(d > 0 for d in change) or all(d < 0 for d in change)
-    certain = "in every seed" if agree else "with the seeds disagreeing about the sign"
+    certain = "same sign in every seed" if agree else "the seeds agree on no sign"
     return f"{mean:+.2f} points ({certain}: {', '.join(f'{d:+.2f}' for d in change)})"
 
 
@@ -102,6 +105,8 @@ def write_page(result: dict[str, Any], tuning: dict[str, Any] | None, path: Path
     Raises:
         MissingExtraError: When matplotlib is not installed.
     """
+    from fashion_mnist_plots import plot_layers, plot_ratios  # here, since it imports from this page
+
     results = Results(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     plots = [plot_ratios(results, path), plot_layers(results, path)]
@@ -169,9 +174,28 @@ def net_findings(results: Results, net: str) -> list[str]:
             f"({means[worst]:.2f} %). Magnitude, global minus layerwise: {scope}. Global, weight x gradient minus "
             f"magnitude: {score}."
         )
+    found += cut_off(results, net)
     change = differences(results.accuracy(net, "gradual/cubic"), results.accuracy(net, "gradual/one_shot"))
     found.append(f"{title}, {p['gradual_sparsity']:.0%} sparsity: cubic minus one-shot {compared(change)}.")
     return found
+
+
+def cut_off(results: Results, net: str) -> list[str]:
+    """Name the cells whose pruning left a class without a single weight."""
+    cells = {
+        f"{title} at {ratio:g}x": [classes_cut(c) for c in results.cells(net, f"table/{criterion}/{ratio:g}")]
+        for criterion, (title, *_) in CRITERIA.items()
+        for ratio in results.protocol(net)["ratios"]
+    }
+    named = [f"{cell} ({', '.join(map(str, counts))})" for cell, counts in cells.items() if any(counts)]
+    if not named:
+        return []
+    return [f"{TITLES[net]}: classes were cut off, in at least one seed, by {'; '.join(named)}."]
+
+
+def classes_cut(cell: dict[str, Any]) -> int:
+    """Outputs of the last layer that have no weight left."""
+    return int(list(cell["cut"].values())[-1])
 
 
 def founding(results: Results) -> str:
@@ -263,6 +287,9 @@ def criteria(results: Results, net: str) -> str:
             table(["criterion", *columns], rows(lambda cells: each(c["accuracy"] for c in cells))),
             "Before retraining:",
             table(["criterion", *columns], rows(lambda cells: shown([c["before_retraining"] for c in cells]))),
+            "Classes cut off, for each seed: outputs of the last layer with no weight left, which only their bias can "
+            "choose.",
+            table(["criterion", *columns], rows(lambda cells: ", ".join(str(classes_cut(c)) for c in cells))),
             "Theoretical speed-up (modelled, not measured): multiply-accumulates of one image, dense over weighted by "
             "density. A masked network runs no faster than the dense one.",
             table(["criterion", *columns], rows(speedup)),
@@ -309,13 +336,16 @@ def settings(results: Results, tuning: dict[str, Any] | None) -> str:
         f"(`--tune`): `lr` for the dense network, `retrain_lr` for {CRITERIA[used['retrain_method']][0]} at "
         f"{used['retrain_ratio']:g}x. Validation accuracy, in percent:"
     )
-    rows = []
+    rows, reasons = [], {}
     for net in results.nets:
         for setting, tried in tuning["accuracy"][net].items():
             best, chosen = max(tried, key=lambda k: tried[k]), f"{results.protocol(net)[setting]:g}"
-            note = chosen if tried.get(chosen) == max(tried.values()) else f"{chosen} (validation prefers {best})"
+            preferred = tried.get(chosen) == max(tried.values())
+            if not preferred:
+                reasons[net] = REASONS.get(net, f"{TITLES[net]}: no reason is recorded for using another rate.")
+            note = chosen if preferred else f"{chosen} (validation prefers {best})"
             rows.append([TITLES[net], setting, ", ".join(f"{k}: {v:.2f}" for k, v in tried.items()), note])
-    return "\n\n".join([*parts, table(["network", "setting", "tried", "used"], rows)])
+    return "\n\n".join([*parts, table(["network", "setting", "tried", "used"], rows), *reasons.values()])
 
 
 def format_setting(value: object) -> str:
@@ -334,67 +364,3 @@ LIMITS = """## Limits
 - Budgets are short; longer ones may rank the criteria differently.
 - The learning rate of retraining was chosen with global magnitude, which may favour it over the other criteria.
 - Speed-ups are counted, not measured: the masks are not exploited by any kernel here."""
-
-
-def _figure(panels: int) -> tuple[Any, Any]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "secateur"  # the same results give the same file
-    from matplotlib import pyplot
-
-    return pyplot.subplots(1, panels, figsize=(5.2 * panels, 4.2), squeeze=False, constrained_layout=True)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, metadata={"Date": None})
-    return path
-
-
-def plot_ratios(results: Results, page: Path) -> Path:
-    """Draw the error against compression, with the spread over seeds."""
-    figure, axes = _figure(len(results.nets))
-    for axis, net in zip(axes[0], results.nets, strict=True):
-        ratios = results.protocol(net)["ratios"]
-        dense = statistics.mean(results.accuracy(net, "dense"))
-        axis.axhline(100 - dense, color="black", linewidth=0.8, label="dense")
-        for criterion, (label, colour, line) in CRITERIA.items():
-            values = [results.accuracy(net, f"table/{criterion}/{r:g}") for r in ratios]
-            means = [100 - statistics.mean(v) for v in values]
-            axis.errorbar(
-                ratios, means, [spread(v) for v in values], color=colour, linestyle=line, label=label, capsize=2
-            )
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_yticks([8, 10, 12, 15, 20, 30, 50, 90], ["8", "10", "12", "15", "20", "30", "50", "90"])
-        axis.minorticks_off()
-        axis.set_xticks(ratios, [f"{r:g}x" for r in ratios])
-        axis.set_title(TITLES[net])
-        axis.set_xlabel("compression (all parameters)")
-        axis.set_ylabel("test error, % (mean ± std), log scale")
-        axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=8)
-    return _save(figure, page.with_name(f"{page.stem}_compression.svg"))
-
-
-def plot_layers(results: Results, page: Path) -> Path:
-    """Draw what the two informed global rankings keep in each layer."""
-    figure, axes = _figure(len(results.nets))
-    for axis, net in zip(axes[0], results.nets, strict=True):
-        ratios = results.protocol(net)["ratios"]
-        layers = list(results.cells(net, f"table/magnitude_global/{ratios[0]:g}")[0]["kept"])
-        for number, layer in enumerate(layers):
-            for criterion, line in (("magnitude_global", "-"), ("weight_gradient_global", "--")):
-                kept = [100 * mean_kept(results, net, f"table/{criterion}/{r:g}", layer) for r in ratios]
-                axis.plot(ratios, kept, line, color=f"C{number}", label=f"{layer}, {CRITERIA[criterion][0]}")
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(ratios, [f"{r:g}x" for r in ratios])
-        axis.set_title(TITLES[net])
-        axis.set_xlabel("compression (all parameters)")
-        axis.set_ylabel("weights kept, %")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
-    return _save(figure, page.with_name(f"{page.stem}_layers.svg"))

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from secateur.allocate import ALLOCATIONS
-from secateur.errors import RecipeError, SecateurError, nearest
+from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.method import Method, Override
 from secateur.patterns import PATTERNS
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
@@ -39,7 +39,7 @@ from secateur.schedules import SCHEDULES
 from secateur.scores import SCORES
 from secateur.targets import Kind, Target
 
-Reference = Annotated[str, StringConstraints(pattern=r"^[\w./\-]+:[A-Za-z_]\w*$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
 
 Positive = Annotated[int, Field(ge=1)]
@@ -115,7 +115,10 @@ class TargetSection(Section):
         given = {k: v for k, v in self.model_dump().items() if v is not None}
         if len(given) != 1:
             raise ValueError(f"give exactly one of sparsity, kept_parameters, compression_ratio, macs; got {given}")
-        self.build()
+        try:
+            self.build()
+        except TargetError as error:
+            raise RecipeError(f"prune.target: {error}") from None
         return self
 
     def build(self) -> Target:

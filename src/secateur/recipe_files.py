@@ -78,7 +78,12 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # Counted here, before anything is built: the scanner's time grows with the square of the depth.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH + 1:
+                raise _Malformed(f"is nested deeper than {MAX_DEPTH} levels")
             line = event.start_mark.line + 1 if event.start_mark else 0
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise _Malformed(f"line {line}: anchors and aliases are not allowed in a recipe")

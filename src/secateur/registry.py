@@ -39,6 +39,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
             return part
         raise UnknownNameError(f"unknown {self.axis} {name!r}; {nearest(name, [*self._parts, *plugins])}")
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts or name in self._plugins()
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._parts, *(name for name in self._plugins() if name not in self._parts)])
 

@@ -24,7 +24,7 @@ def _linear(u: float, start: float, end: float) -> float:
 def _exponential(u: float, start: float, end: float) -> float:
     if end >= 1.0:
         return start if u < 1.0 else end
-    return 1.0 - (1.0 - start) ** (1.0 - u) * (1.0 - end) ** u
+    return 1.0 - math.pow(1.0 - start, 1.0 - u) * math.pow(1.0 - end, u)
 
 
 _CURVES: dict[str, Callable[[float, float, float], float]] = {
@@ -114,6 +114,8 @@ def one_shot(*, at: float = 0, unit: Unit = "rounds") -> Schedule:
 
     .. math:: s(t) = s_f \ [t \ge t_0]
 
+    with :math:`s_f` the target's sparsity.
+
     Args:
         at: Time of the one update.
         unit: ``"steps"``, ``"epochs"`` or ``"rounds"``.
@@ -132,6 +134,8 @@ def iterative(*, rounds: int, begin: float = 0, every: float = 1, unit: Unit = "
     r"""Remove the same fraction of the survivors in each round.
 
     .. math:: s_i = 1 - (1 - s_f)^{i / n}, \qquad i = 1 \dots n
+
+    with :math:`s_f` the target's sparsity.
 
     Args:
         rounds: :math:`n`.

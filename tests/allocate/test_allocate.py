@@ -66,6 +66,26 @@ def test_layerwise_with_costs() -> None:
     assert Layerwise()(problem, 33.0) == {"cheap": 6, "dear": 5}  # 5.5 each: only the cheap one still fits
 
 
+@pytest.mark.parametrize(
+    ("sizes", "costs", "kept"),
+    [
+        ((6, 1, 9), (0.7, 0.3, 0.3), 4.319999999999999),
+        ((9, 5, 1, 9, 1, 2), (1.1, 0.1, 2.2, 1.1, 0.7, 0.3), 11.9),
+        ((7, 7, 1, 3, 3, 4), (0.7, 0.7, 0.1, 0.1, 1.1, 1.1), 4.475),
+    ],
+)
+def test_layerwise_does_not_depend_on_the_hash_seed(
+    sizes: tuple[int, ...], costs: tuple[float, ...], kept: float
+) -> None:
+    """Names that sort alike must give the same counts: sums over a set run in the order of the strings' hashes."""
+    answers = set()
+    for prefix in ("a", "b", "fc", "conv", "layer", "block.", "x", "yz", "features.", "q", "r", "s"):
+        rows = enumerate(zip(sizes, costs, strict=True))
+        problem = {f"{prefix}{i}": Units(torch.zeros(n), cost, 0) for i, (n, cost) in rows}
+        answers.add(tuple(Layerwise()(problem, kept).values()))
+    assert len(answers) == 1
+
+
 @pytest.mark.parametrize("kept", [9_999_999.0, 19_999_999.5])
 def test_layerwise_does_not_round_a_dear_unit_up(kept: float) -> None:
     """One output channel of a convolution is millions of MACs; a share of 0.9999999 is not one channel."""

@@ -77,7 +77,7 @@ def _draw(picture: Any, result: SensitivityResult, tolerance: float) -> None:
     axes.grid(color="0.92", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) <= FEW:
-        picture.legend(loc="outside right upper", frameon=False, fontsize=8)
+        picture.legend(loc="outside right upper", frameon=False, fontsize=8, title="layer", title_fontsize=8)
     else:
         _depth_scale(picture, axes, curves)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Example", "Examples", "References")
@@ -153,10 +152,13 @@ def math_to_text(latex: str) -> str:
         'S = 1/B Σ_b |w g_b|'
     """
     text = _SIZES.sub("", latex)
-    text = _unwrap(_WORDS, lambda m: m[1], text)
-    text = _unwrap(_SCRIPT, lambda m: _script(m[1], m[2]), text)
-    text = _unwrap(_FRACTION, lambda m: f"{_atom(m[1] or m[2])}/{_atom(m[3] or m[4])}", text)
-    text = _unwrap(_ROOT, lambda m: f"√({m[1]})", text)
+    before = ""
+    while text != before:  # innermost braces first
+        before = text
+        text = _WORDS.sub(r"\1", text)
+        text = _SCRIPT.sub(lambda m: _script(m[1], m[2]), text)
+        text = _ROOT.sub(r"√(\1)", text)
+        text = _FRACTION.sub(lambda m: f"{_atom(m[1] or m[2])}/{_atom(m[3] or m[4])}", text)
     text = re.sub(r"([\w)])\^(\d)(?!\w)", lambda m: m[1] + m[2].translate(_SUPERSCRIPT), text)
     lines = [" ".join(line.split()) for line in re.sub(r"(?<!\\)\n", " ", text).split(r"\\")]
     cells = [[_tidy(_symbols(cell)) for cell in line.split("&")] for line in lines]
@@ -171,15 +173,6 @@ def _tidy(text: str) -> str:
     return re.sub(r"(?<=[\w)])(?=[ΣΠ])", " ", re.sub(r" {4,}", "   ", text)).strip()
 
 
-def _unwrap(pattern: re.Pattern[str], to: Callable[[re.Match[str]], str], text: str) -> str:
-    """Replace innermost first, until nothing is left."""
-    while True:
-        replaced = pattern.sub(to, text)
-        if replaced == text:
-            return text
-        text = replaced
-
-
 def _script(mark: str, inner: str) -> str:
     if mark == "^" and re.fullmatch(r"[\d+-]+", inner):
         return inner.translate(_SUPERSCRIPT)
@@ -187,7 +180,7 @@ def _script(mark: str, inner: str) -> str:
 
 
 def _atom(text: str) -> str:
-    return text if re.fullmatch(r"\\?\w+|\w+_\w+", text.strip()) else f"({text.strip()})"
+    return text if re.fullmatch(r"\\?\w+|\w+_\w+|√\([^()]*\)", text.strip()) else f"({text.strip()})"
 
 
 def _symbols(text: str) -> str:

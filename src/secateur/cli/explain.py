@@ -21,9 +21,7 @@ def explain(
     """Print a method card: formula, options, needs, a recipe, references.
 
     For example:
-
     secateur explain magnitude
-
     secateur explain schedule/linear --markdown
     """
     from secateur.cli.cards import find, markdown

@@ -33,14 +33,12 @@ def export(
 ) -> None:
     """Write a model in other programs' formats, run each file and compare it with the model.
 
-    ONNX runs in ONNX Runtime (extra 'onnx'). A run's example inputs are its own data. Pruned weights must be zero in
-    the model and in every file.
+    ONNX runs in ONNX Runtime (extra 'onnx'). Example inputs are a run's own data.
+    Pruned weights must be zero in the model and in every file.
 
     For example:
-
     secateur export runs/first --format onnx --format pt2
-
-    secateur export net.py:make --weights net.safetensors -f onnx --input 1,3,32,32
+    secateur export net.py:make --weights net.pt -f onnx --input 1,3,32,32
     """
     from rich.text import Text
 
@@ -63,9 +61,11 @@ def export(
         return
     out_console = console()
     put(out_console, _table(done))
-    for item in done:
-        for note in item.notes:
-            put(out_console, Text(f"{item.format}: {note}"))
+    for note in (note for item in done for note in item.notes):
+        put(out_console, Text(f"Note: {note}"))
+    out_console.print(
+        f"written to {folder}: {', '.join(item.path.name for item in done)}", markup=False, soft_wrap=True
+    )
 
 
 def _formats(formats: list[str], source: Source) -> list[str]:
@@ -113,7 +113,6 @@ def _table(done: list[Export]) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("max difference", justify="right", no_wrap=True)
     table.add_column("checked", overflow="fold")
-    table.add_column("file", overflow="fold")
     for item in done:
-        table.add_row(item.format, size(item.size_bytes), f"{item.max_difference:.2g}", item.checked, str(item.path))
+        table.add_row(item.format, size(item.size_bytes), f"{item.max_difference:.2g}", item.checked)
     return table

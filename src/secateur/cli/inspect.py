@@ -34,11 +34,8 @@ def inspect(
     """Show what a model is made of: which weights can be pruned, which not and why, zeros, MACs.
 
     For example:
-
     secateur inspect torchvision.models:resnet50 --input 1,3,224,224
-
     secateur inspect net.py:make --weights net.safetensors --exclude 'head*'
-
     secateur inspect runs/first
     """
     from secateur.checkpoint import load_masks

@@ -6,15 +6,13 @@ import typer
 
 
 def ls(
-    axis: str | None = typer.Argument(None, help="One axis only: score, pattern, ...", metavar="[AXIS]"),
+    axis: str | None = typer.Argument(None, help="One axis only: score, pattern, ...", metavar="AXIS"),
     as_json: bool = typer.Option(False, "--json", help="Print names and summaries as JSON."),
 ) -> None:
-    """List the parts that a recipe can name, by axis: scores, patterns, schedules, ...
+    """List the parts that a recipe can name, by axis: scores, patterns, schedules.
 
     For example:
-
     secateur ls
-
     secateur ls score
     """
     from rich.text import Text

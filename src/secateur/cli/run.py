@@ -11,7 +11,7 @@ import typer
 
 def run(
     recipe: Path = typer.Argument(..., help="A recipe file: .toml, .yaml or .json."),
-    out: Path | None = typer.Option(None, "--out", "-o", help="Run directory.  [default: runs/NAME]"),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Run directory. \\[default: runs/NAME]"),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the run directory."),
     check: bool = typer.Option(False, "--check", help="Validate the recipe and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print result.json on standard output."),
@@ -27,9 +27,12 @@ def run(
     if check:
         typer.echo(wanted.to_toml() if not as_json else json.dumps(wanted.to_dict(), indent=1))
         return
+    from secateur.cli.source import importable
     from secateur.cli.watch import Watch
     from secateur.pipeline.run import run as carry_out
 
+    for folder in (Path.cwd(), recipe.parent):
+        importable(folder)
     directory = out or Path("runs") / wanted.name
     command = "secateur " + " ".join(sys.argv[1:])
     with Watch(wanted.name, quiet=quiet or as_json) as watch:

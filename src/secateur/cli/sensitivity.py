@@ -34,13 +34,11 @@ def sensitivity(
 ) -> None:
     """Prune each layer alone, at rising sparsity, without retraining: how much can it lose?
 
-    Score and pattern are the recipe's. Evaluated on its validation data, or else on a part of the training data;
-    never on the test data.
+    Score and pattern are the recipe's. Evaluated on its validation data, or else
+    on a part of the training data; never on the test data.
 
     For example:
-
     secateur sensitivity recipe.toml --run runs/first --out runs/first
-
     secateur sensitivity recipe.toml --layers 'conv*' --levels 0.5,0.9
     """
     from secateur.bench import recipe_sensitivity
@@ -115,7 +113,7 @@ def show(result: SensitivityResult, out: Console, tolerance: float) -> None:
             "a full bar is the dense network's."
         )
     if any(abs(point.achieved - point.asked) > 0.005 for curve in result.curves for point in curve.points):
-        lines.append("In small layers a level is not met exactly: one unit stays. --json has what was achieved.")
+        lines.append("Not every level can be met: units are whole, and one stays. --json has what was achieved.")
     if result.repaired:
         lines.append("Batch norms were matched to the dense network's after each pruning.")
     lines += [f"Not looked at: {name}: {reason}." for name, reason in result.skipped.items()]

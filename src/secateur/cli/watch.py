@@ -16,7 +16,7 @@ class _Rate(ProgressColumn):
     """Steps per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f}/s" if task.speed else "", style="dim")
+        return Text(f"{task.speed:.3g}/s" if task.speed else "", style="dim")
 
 
 class Watch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import datetime
 import json
 import platform
 import sys
@@ -60,7 +59,7 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "recipe_text": recipe.to_toml(),
         "seed": recipe.seed,
         "command": command,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": runner.position.started,
         "seconds": seconds,
         "versions": versions(),
         "machine": machine(),

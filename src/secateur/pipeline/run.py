@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,7 @@ class Position:
     seen: int = 0
     log_size: int = 0
     seconds: float = 0.0
+    started: str = ""
 
 
 def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of what it names
@@ -257,6 +259,7 @@ class Runner:
         log = EventLog(self.directory / "metrics.jsonl", size=self.position.log_size)
         self.log = log
         before = self.position.seconds
+        self.position.started = self.position.started or datetime.now(UTC).isoformat(timespec="seconds")
         if self.method.when == "during" and not (self.directory / DENSE).exists():
             self._save_dense()
         while self.position.stage < len(self.stages):

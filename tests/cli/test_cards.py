@@ -1,0 +1,60 @@
+"""The committed method cards are those that the docstrings give, and their recipes are valid."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from secateur.cli import cards
+from secateur.cli.axes import axes
+from secateur.recipe import from_dict
+
+FOLDER = Path(__file__).parents[2] / "docs" / "methods"
+WANTED = cards.files()
+
+
+def test_no_card_is_missing_or_left_over():
+    assert {p.name for p in FOLDER.iterdir()} == set(WANTED), "run: make cards"
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_card_is_up_to_date(name):
+    assert (FOLDER / name).read_text(encoding="utf-8") == WANTED[name], "run: make cards"
+
+
+def test_links_of_the_index_lead_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", WANTED["README.md"])
+    assert len(links) == len(WANTED) - 1
+    assert set(links) <= set(WANTED)
+
+
+@pytest.mark.parametrize(
+    ("axis", "name"), [(a, n) for a in axes().values() for n in a.parts], ids=lambda x: str(x)[:40]
+)
+def test_the_recipe_on_a_card_is_valid(axis, name):
+    recipe = {
+        "name": "card",
+        "model": {"factory": "m:f"},
+        "data": {"factory": "m:f"},
+        "train": {"epochs": 100},
+        "prune": {"target": {"sparsity": 0.5}},
+    }
+    shown = cards.card(axis, name)
+    for key, value in tomllib.loads(shown.recipe).items():
+        recipe[key] = {**recipe[key], **value} if isinstance(recipe.get(key), dict) else value
+    if name == "cubic" or (axis.name == "schedule" and "steps" in shown.recipe):
+        recipe["recover"] = {"retrain": {"name": "fine_tune", "epochs": 1}}
+    built = from_dict(recipe)
+    field = getattr(built, axis.table) if axis.table else built
+    chosen = getattr(field, axis.field)
+    assert getattr(chosen, "name", None) == name or chosen == name or getattr(chosen, name) is not None
+
+
+def test_main_writes_the_folder_and_removes_stale_cards(tmp_path, capsys):
+    (tmp_path / "score-gone.md").write_text("x")
+    assert cards.main([str(tmp_path)]) == 0
+    assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == WANTED
+    assert cards.main([]) == 2

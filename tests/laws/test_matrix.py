@@ -1,0 +1,120 @@
+"""Every pattern x allocation x target on two networks full of ties: what was asked for is what the masks hold."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cases
+from secateur.allocate import ALLOCATIONS
+from secateur.errors import PatternError, TargetError
+from secateur.method import Method
+from secateur.patterns import PATTERNS
+from secateur.prunable import find_prunable
+from secateur.pruner import model_facts, prune_
+from secateur.targets import Target
+from secateur.types import Budget, Pattern, Weight
+
+TARGETS = (
+    Target("sparsity", 0.0),
+    Target("sparsity", 0.5),
+    Target("sparsity", 0.83),
+    Target("kept_parameters", 400),
+    Target("compression_ratio", 3.3),
+    Target("macs", 0.4),
+)
+
+
+class ConvNet(nn.Module):
+    """Plain, grouped and transposed convolutions and a linear layer; no dimension is a multiple of every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 6, 3, groups=2)
+        self.c = nn.ConvTranspose2d(6, 5, 2)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(self.c(x).mean((2, 3)))
+
+
+def make(kind: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    if kind == "mlp":
+        model: nn.Module = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
+        inputs = (torch.zeros(2, 16),)
+    else:
+        model, inputs = ConvNet(), (torch.zeros(2, 8, 5, 5),)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_((p / p.abs().max() * 3).round())  # seven values: ties everywhere
+    return model, inputs
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.kind}={t.value}")
+@pytest.mark.parametrize("allocate", cases.ALLOCATIONS, ids=str)
+@pytest.mark.parametrize("pattern", [c for c in cases.PATTERNS if c.name != "nm"], ids=str)
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_asked_is_achieved(kind: str, pattern: cases.Case, allocate: cases.Case, target: Target) -> None:
+    """Single weights meet a count exactly; larger units come as near from below as one more unit allows."""
+    model, inputs = make(kind)
+    parts = PATTERNS[pattern.name](**pattern.kwargs), ALLOCATIONS[allocate.name](**allocate.kwargs)
+    method = Method(target=target, pattern=parts[0], allocate=parts[1])
+    found = find_prunable(model).weights
+    budget = target.budget(model_facts(model, find_prunable(model), inputs))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    try:
+        pruned = prune_(model, method, example_inputs=inputs)
+    except TargetError:
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        assert _floors(parts[0], found, budget) > budget.kept, "refused although one unit of each layer fits"
+        return
+    spent = sum(int(pruned.masks[name].sum()) * budget.cost[name] for name in found)
+    assert spent <= budget.kept + 1e-6, "more is left than may stay"
+    if parts[0] == PATTERNS["unstructured"]() and target.kind != "macs":
+        assert spent == budget.kept
+    known = dict(model.named_parameters())
+    assert all(bool(pruned.masks[name].any()) for name in found), "no layer is emptied"
+    for name, mask in pruned.masks.items():
+        assert torch.equal(known[name], before[name] * mask)
+
+
+def _floors(pattern: Pattern, weights: Mapping[str, Weight], budget: Budget) -> float:
+    """Cost of the cheapest single unit of every layer: what no method can go below."""
+    return sum(float(torch.as_tensor(pattern.sizes(w)).min()) * budget.cost[n] for n, w in weights.items())
+
+
+@pytest.mark.parametrize("pattern", [c for c in cases.PATTERNS if c.name != "nm"], ids=str)
+def test_global_comes_as_near_as_one_unit(pattern: cases.Case) -> None:
+    model, _ = make("mlp")
+    part = PATTERNS[pattern.name](**pattern.kwargs)
+    weights = find_prunable(model).weights
+    total = sum(w.numel for w in weights.values())
+    largest = max(float(torch.as_tensor(part.sizes(w)).max()) for w in weights.values())
+    if all(part.reduce(w, torch.zeros(w.shape)).numel() == 1 for w in weights.values()):
+        return  # one block a layer: nothing can go
+    masks = prune_(model, Method(target=Target("sparsity", 0.37), pattern=part)).masks
+    asked = total - round(0.37 * total)
+    assert asked - largest < sum(int(masks[name].sum()) for name in weights) <= asked
+
+
+@pytest.mark.parametrize("pattern", [c for c in cases.PATTERNS if c.name == "nm"], ids=str)
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_fixed_density_is_met_in_every_layer(kind: str, pattern: cases.Case) -> None:
+    model, _ = make(kind)
+    part = PATTERNS[pattern.name](**pattern.kwargs)
+    refused = []
+    for name, weight in find_prunable(model).weights.items():
+        try:
+            part.check(weight)
+        except PatternError:
+            refused.append(name)
+    if refused:
+        with pytest.raises(PatternError, match=refused[0].replace(".", r"\.")):
+            prune_(model, Method(pattern=part))
+    report = prune_(model, Method(pattern=part, exclude=tuple(refused))).report
+    assert report.achieved == report.asked == pytest.approx(1 - part.density)
+    assert all(row.kept == row.total * part.density for row in report.layers)
