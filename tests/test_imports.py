@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "secateur"
 
-CORE = {"types", "errors", "registry", "select", "masks", "forward", "_files", "_rng", "_tree"}
+CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "_files", "_rng", "_tree"}
 PARTS = {
     "stats",
     "scores",
@@ -20,9 +20,9 @@ PARTS = {
     "recover",
     "metrics",
     "export",
+    "report",
     "targets",
     "schedules",
-    "checkpoint",
     "prunable",
     "graph",
     "solvers",
@@ -31,7 +31,7 @@ PARTS = {
     "sparse",
 }
 MIDDLE = {"method", "pruner", "pipeline", "recipe", "recipe_files", "inspection", "zoo", "testing"}
-TOP = {"report", "bench", "cli", "integrations", "contrib", "__main__"}
+TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}
 BETWEEN_PARTS = {("metrics", "graph")}  # the only pair of parts that may

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from secateur.errors import WeightError
-from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, count_kept, parameters_of
+from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -241,9 +241,3 @@ def test_tied_names_are_known() -> None:
     second.weight = first.weight
     model = nn.Sequential(first, second)
     assert parameters_of(model, {"1.weight": 0})["1.weight"] is first.weight
-
-
-def test_count_kept() -> None:
-    masks = {"a": torch.tensor([True, False]), "b": torch.ones(2, 3, dtype=torch.bool)}
-    assert count_kept(masks) == (7, 8)
-    assert count_kept({}) == (0, 0)

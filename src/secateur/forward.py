@@ -19,7 +19,7 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def inference_mode_of(model: nn.Module) -> Iterator[None]:
+def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; restore each submodule's own flag on exit, frozen ones included."""
     flags = {module: module.training for module in model.modules()}
     model.eval()

@@ -98,11 +98,6 @@ def clear_optimizer_state_(optimizer: Optimizer, model: nn.Module, masks: Tensor
     return changed
 
 
-def count_kept(masks: Tensors) -> tuple[int, int]:
-    """Return (kept, total) elements over all masks."""
-    return sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
-
-
 class MaskHook:
     """Keeps pruned weights at zero: one callable on an optimizer's post-step hook.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from secateur.patterns import Unstructured
 from secateur.prunable import matches
 from secateur.schedules import Schedule, one_shot
 from secateur.scores import Magnitude
-from secateur.select import check_scores
+from secateur.select import check_scores, cost_of_best, live
 from secateur.targets import Target
 from secateur.types import Allocation, Budget, Masks, Pattern, Score, Stats, Tensors, Units, Weight
+
+_OPTIONAL = ("target", "allocate")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Method:
     allow_empty: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.pattern.density is not None:
             self._check_fixed_density(self.pattern.density)
         elif self.target is None:
@@ -93,6 +97,25 @@ class Method:
                 "prune.when = 'during' and a schedule in 'rounds' exclude each other: rounds of (prune, retrain) come "
                 "after training. Use when = 'after', or unit = 'steps' or 'epochs'"
             )
+
+    def _check_types(self) -> None:
+        if self.when not in ("during", "after"):
+            raise RecipeError(f"method: when is 'during' or 'after', got {self.when!r}")
+        parts: dict[str, tuple[object, type[Any]]] = {
+            "target": (self.target, Target),
+            "score": (self.score, Score),
+            "pattern": (self.pattern, Pattern),
+            "allocate": (self.allocate, Allocation),
+            "schedule": (self.schedule, Schedule),
+        }
+        for name, (value, kind) in parts.items():
+            if isinstance(value, type) or not (isinstance(value, kind) or (value is None and name in _OPTIONAL)):
+                raise RecipeError(f"method: {name} must be a {kind.__name__}, got {value!r}")
+        for name in ("include", "exclude", "types"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+                raise RecipeError(f"method: {name} must be a sequence of shell patterns, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
 
     def _check_fixed_density(self, density: float) -> None:
         name = str(self.pattern)
@@ -124,6 +147,19 @@ class Method:
         if self.target is None:
             raise AssertionError("set in __post_init__")
         return self.target
+
+
+def as_method(method: Method | Target) -> Method:
+    """Take a bare target for a method with the default parts.
+
+    Raises:
+        RecipeError: When it is neither.
+    """
+    if isinstance(method, Target):
+        return Method(target=method)
+    if not isinstance(method, Method):
+        raise RecipeError(f"expected a Method or a Target such as Target('sparsity', 0.9), got {method!r}")
+    return method
 
 
 def make_masks(
@@ -163,10 +199,12 @@ def make_masks(
         if name not in scores or scores[name].shape != values[name].shape:
             got = tuple(scores[name].shape) if name in scores else "nothing"
             raise SelectionError(f"{name}: {method.score} returned {got} for a weight of shape {weight.shape}")
-        reduced = method.pattern.reduce(weight, check_scores(name, scores.pop(name)))
+        # Checked again as units: a sum over a block can overflow where its elements did not.
+        reduced = check_scores(name, method.pattern.reduce(weight, check_scores(name, scores.pop(name))))
         if previous is not None:
             reduced = reduced.masked_fill(~method.pattern.reduce(weight, previous[name]), -torch.inf)
         size = method.pattern.sizes(weight)
+        size = size.to(reduced.device) if isinstance(size, Tensor) else size
         units[name] = Units(reduced, size * budget.cost[name], 0 if method.allow_empty else 1)
     counts = _counts(units, method, budget, kept)
     masks: Masks = {}
@@ -184,6 +222,46 @@ def _check_finite(name: str, value: Tensor) -> None:
         raise WeightError(f"{name}: {bad} of {value.numel()} weights are NaN or infinite; training has diverged")
 
 
+def check_reachable(weights: Mapping[str, Weight], method: Method, budget: Budget) -> None:
+    """Refuse, before anything is scored or trained, a budget that cannot pay for one unit per layer.
+
+    Args:
+        weights: The prunable weights.
+        method: The parts.
+        budget: What may stay at the end.
+
+    Raises:
+        Infeasible: Carries what the floors and the overrides cost at the least.
+    """
+    if method.pattern.density is not None:
+        return
+    least, most = 0.0, 0.0
+    for name in sorted(weights):
+        size = method.pattern.sizes(weights[name])
+        smallest = float(size.min()) if isinstance(size, Tensor) else float(size)
+        count = 0 if method.allow_empty else 1
+        wanted = _override(method, name)
+        n = size.numel() if isinstance(size, Tensor) else weights[name].numel // size
+        highest = n
+        if wanted is not None:
+            count = highest = max(n - round(n * wanted), count)
+        least += smallest * count * budget.cost[name]
+        most += (float(size.max()) if isinstance(size, Tensor) else size) * highest * budget.cost[name]
+    if any(_override(method, name) is not None for name in weights) and budget.kept > most + 1e-9 * budget.total:
+        raise TargetError(
+            f"the overrides remove more than the target asks: at most {most:g} of {budget.total:g} {budget.currency} "
+            f"stay even with every other layer dense, but the target keeps {budget.kept:g}. Lower the overrides or "
+            "raise the target"
+        )
+    if budget.kept < least - 1e-9 * budget.total:
+        raise Infeasible(least, budget.kept)
+
+
+def _override(method: Method, name: str) -> float | None:
+    wanted = [o.sparsity for o in method.overrides if matches(name, [o.match])]
+    return wanted[-1] if wanted else None
+
+
 def _counts(units: Mapping[str, Units], method: Method, budget: Budget, kept: float) -> dict[str, int]:
     """Settle the overrides, then let the allocation share out the rest."""
     if method.pattern.density is not None:
@@ -192,32 +270,26 @@ def _counts(units: Mapping[str, Units], method: Method, budget: Budget, kept: fl
     progress = (budget.total - kept) / (budget.total - budget.kept) if budget.total > budget.kept else 1.0
     fixed: dict[str, int] = {}
     for name, unit in units.items():
-        wanted = [o.sparsity for o in method.overrides if matches(name, [o.match])]
-        if wanted:
+        wanted = _override(method, name)
+        if wanted is not None:
             n = unit.scores.numel()
-            fixed[name] = max(n - round(n * wanted[-1] * progress), min(unit.floor, n))
+            fixed[name] = min(max(n - round(n * wanted * progress), min(unit.floor, n)), live(unit))
     free = {name: u for name, u in units.items() if name not in fixed}
-    settled = sum(_cost(units[name], count) for name, count in fixed.items())
-    lowest = settled + sum(_cost(u, min(u.floor, u.scores.numel())) for u in free.values())
-    highest = settled + sum(_cost(u, u.scores.numel()) for u in free.values())
-    slack = 1e-9 * budget.total
-    if kept < lowest - slack:
+    price = {name: cost_of_best(u) for name, u in units.items()}
+    settled = math.fsum(price[name](count) for name, count in fixed.items())
+    lowest = settled + math.fsum(price[name](min(u.floor, u.scores.numel())) for name, u in free.items())
+    highest = settled + math.fsum(price[name](u.scores.numel()) for name, u in free.items())
+    if kept < lowest - 1e-9 * budget.total:
         raise Infeasible(lowest, kept)
-    if fixed and kept > highest + max(_cost(units[name], 1) for name in fixed):
+    if fixed and kept > highest + max(price[name](1) for name in fixed):
         raise TargetError(
             f"the overrides remove more than the target asks: {highest:g} of {budget.total:g} {budget.currency} stay "
             f"even with every other layer dense, but the target keeps {kept:g}. Lower the overrides or raise the target"
         )
     if method.allocate is None:
         raise AssertionError("set when the method was built")
-    return fixed | (method.allocate(free, kept - settled) if free else {})
-
-
-def _cost(units: Units, count: int) -> float:
-    if isinstance(units.cost, Tensor):
-        mean = float(units.cost.double().mean()) if units.cost.numel() else 0.0
-        return mean * count
-    return float(units.cost) * count
+    # Not under the floors by a rounding error: an allocation would then have to break one.
+    return fixed | (method.allocate(free, max(kept, lowest) - settled) if free else {})
 
 
 class Infeasible(TargetError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import WeightError, nearest
 from secateur.types import Weight
@@ -16,6 +17,7 @@ from secateur.types import Weight
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
 
 
@@ -66,29 +68,30 @@ def find_prunable(
     """
     if type(model).__name__ in _WRAPPERS:
         raise WeightError(f"the model is wrapped in {type(model).__name__}; prune the inner module, then wrap it")
-    named = dict(_candidates(model, types))
+    if not isinstance(model, nn.Module):
+        raise WeightError(f"expected a torch.nn.Module, got a {type(model).__name__}")
     if types:
         _check_types(model, types)
+    named = dict(_candidates(model, types))
     _check_patterns([*include, *exclude], named)
+    names_of: dict[int, list[str]] = {}
+    for name, (_, tensor) in named.items():
+        names_of.setdefault(id(tensor), []).append(name)
     weights: dict[str, Weight] = {}
     skipped: dict[str, str] = {}
     ties: dict[str, str] = {}
-    seen: dict[tuple[object, ...], str] = {}
-    for name, (weight, tensor) in named.items():
-        key = _identity(tensor)
-        if key in seen:
-            ties[name] = seen[key]
-            continue
-        seen[key] = name
-        reason = _filtered(name, include, exclude)
-        if reason is None and tensor.numel() == 0:
+    for first, *others in names_of.values():
+        ties.update(dict.fromkeys(others, first))
+        weight, tensor = named[first]
+        reason = _filtered([first, *others], include, exclude)
+        if reason is None and not isinstance(tensor, UninitializedParameter) and tensor.numel() == 0:
             reason = "empty"
         if reason is not None:
-            skipped[name] = reason
+            skipped[first] = reason
             continue
-        _check_storage(name, tensor)
-        weights[name] = weight
-    skipped.update(_parametrised(model))
+        _check_storage(first, tensor)
+        weights[first] = weight
+    skipped.update(_derived(model, types))
     if not weights:
         why = "; ".join(f"{n}: {r}" for n, r in list(skipped.items())[:8]) or "it has no prunable layer"
         raise WeightError(f"nothing to prune in {type(model).__name__} ({why})")
@@ -103,30 +106,24 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _candidates(model: nn.Module, types: Sequence[str]) -> Iterator[tuple[str, tuple[Weight, Tensor]]]:
-    for prefix, module in model.named_modules():
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
-        for attribute, weight in _describe(module, types):
+        for attribute, layout in _describe(module, types):
             tensor = module._parameters.get(attribute)
-            if tensor is not None:
-                bias = (
-                    f"{dot}{weight.bias}" if weight.bias and module._parameters.get(weight.bias) is not None else None
-                )
-                yield (
-                    dot + attribute,
-                    (
-                        Weight(
-                            dot + attribute,
-                            tuple(tensor.shape),
-                            weight.out_dim,
-                            weight.in_dim,
-                            weight.groups,
-                            weight.transposed,
-                            bias,
-                            type(module).__name__,
-                        ),
-                        tensor,
-                    ),
-                )
+            if tensor is None:
+                continue
+            bias = module._parameters.get(layout.bias) if layout.bias else None
+            # A bias that other layers use too does not die with this one's unit.
+            own = bias is not None and owners[id(bias)] == 1
+            named = replace(
+                layout,
+                name=dot + attribute,
+                shape=() if isinstance(tensor, UninitializedParameter) else tuple(tensor.shape),
+                bias=f"{dot}{layout.bias}" if own else None,
+                kind=type(module).__name__,
+            )
+            yield named.name, (named, tensor)
 
 
 def _describe(module: nn.Module, types: Sequence[str]) -> list[tuple[str, Weight]]:
@@ -134,7 +131,7 @@ def _describe(module: nn.Module, types: Sequence[str]) -> list[tuple[str, Weight
     if types and not any(cls.__name__ in types for cls in type(module).__mro__):
         return []
     if isinstance(module, nn.Linear | nn.Bilinear):
-        return [("weight", Weight("", (), 0, module.weight.dim() - 1, bias="bias"))]
+        return [("weight", Weight("", (), 0, 2 if isinstance(module, nn.Bilinear) else 1, bias="bias"))]
     if isinstance(module, _CONV):
         return [("weight", Weight("", (), 0, 1, module.groups, bias="bias"))]
     if isinstance(module, _CONV_TRANSPOSE):
@@ -144,7 +141,7 @@ def _describe(module: nn.Module, types: Sequence[str]) -> list[tuple[str, Weight
     if isinstance(module, nn.RNNBase):
         return [(attribute, Weight("", ())) for attribute in module._parameters if attribute.startswith("weight_")]
     weight = module._parameters.get("weight")
-    if weight is None or weight.dim() < 2:
+    if weight is None or isinstance(weight, UninitializedParameter) or weight.dim() < 2:
         return []
     if type(module).__name__ == "Conv1D":  # the layout of transformers' Conv1D is (in, out)
         return [("weight", Weight("", (), 1, 0, bias="bias"))]
@@ -166,60 +163,65 @@ def _check_patterns(patterns: Sequence[str], named: Mapping[str, object]) -> Non
             raise WeightError(f"the pattern {pattern!r} matches no prunable weight; {nearest(pattern, names)}")
 
 
-def _filtered(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
-    if exclude and matches(name, exclude):
+def _filtered(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    """Return why a weight is left out, by any of its names, or nothing."""
+    if any(matches(name, exclude) for name in names):
         return "excluded by name"
-    if include and not matches(name, include):
+    if include and not any(matches(name, include) for name in names):
         return "not in include"
     return None
 
 
-def _parametrised(model: nn.Module) -> dict[str, str]:
-    """Name the weights hidden behind a parametrisation: masking them would mask a derived value."""
+def _derived(model: nn.Module, types: Sequence[str]) -> dict[str, str]:
+    """Name the weights that are computed from other parameters: masking them would mask a derived value."""
     out = {}
     for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
         inner = getattr(module, "parametrizations", None)
         if isinstance(inner, nn.ModuleDict):
             for attribute in inner:
-                out[f"{prefix}.{attribute}" if prefix else attribute] = (
-                    "parametrised: call torch.nn.utils.parametrize.remove_parametrizations first"
+                out[dot + attribute] = "parametrised: call torch.nn.utils.parametrize.remove_parametrizations first"
+        for attribute, _ in _describe(module, types):
+            if attribute not in module._parameters and isinstance(vars(module).get(attribute), Tensor):
+                out[dot + attribute] = (
+                    "computed from other parameters in every forward pass (weight_norm, spectral_norm or "
+                    "nn.utils.prune): remove that first"
                 )
     return out
 
 
-def _identity(tensor: Tensor) -> tuple[object, ...]:
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return (id(tensor),)
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
-
-
 def _check_storage(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, UninitializedParameter):
+        raise WeightError(f"{name}: has no shape yet (a lazy layer); run one forward pass first")
     if tensor.device.type == "meta":
         raise WeightError(f"{name}: is on the meta device and has no values; load the weights first")
-    if tensor.is_quantized or not tensor.is_floating_point():
+    if tensor.is_quantized or tensor.dtype not in _DTYPES:
         raise WeightError(
-            f"{name}: has dtype {tensor.dtype}; pruning needs floating-point weights. Prune before quantising, or "
-            f"leave it out with exclude=[{name!r}]"
+            f"{name}: has dtype {tensor.dtype}; pruning needs float16, bfloat16, float32 or float64. Prune before "
+            f"quantising, or leave it out with exclude=[{name!r}]"
         )
     if tensor.layout != torch.strided:
         raise WeightError(f"{name}: has layout {tensor.layout}; expected a dense tensor (call .to_dense())")
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise WeightError(f"{name}: is an expanded tensor, one number in many places; make it contiguous first")
 
 
 def _check_overlaps(model: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Refuse a weight whose memory another parameter partly shares: masking one would silently change the other."""
+    """Refuse a weight whose memory another parameter shares: masking one would change the other behind its back."""
     spans: list[tuple[int, int, str]] = []
-    done: set[tuple[object, ...]] = set()
     for name, tensor in model.named_parameters():
-        key = _identity(tensor)
-        if key in done or tensor.numel() == 0 or tensor.device.type == "meta" or tensor.is_quantized:
+        if isinstance(tensor, UninitializedParameter) or tensor.layout != torch.strided or tensor.is_quantized:
             continue
-        done.add(key)
+        if tensor.numel() == 0 or tensor.device.type == "meta":
+            continue
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         spans.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), name))
-    spans.sort()
-    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
-        if start < end and (name in weights or other in weights):
+    reach, owner = 0, ""
+    for start, end, name in sorted(spans):
+        if start < reach and (name in weights or owner in weights):
             raise WeightError(
-                f"{name} and {other} share memory without being the same tensor, so masking one changes the other. "
-                f"Make them separate parameters, or tie them as one and the same nn.Parameter"
+                f"{owner} and {name} share memory without being the same parameter, so masking one changes the "
+                f"other. Copy one of them, or tie them as one and the same nn.Parameter"
             )
+        if end > reach:
+            reach, owner = end, name

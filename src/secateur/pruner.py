@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from secateur.errors import CheckpointError, MissingStatsError, TargetError, WeightError
+from secateur.errors import CheckpointError, MissingStatsError, PatternError, TargetError, WeightError
 from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
-from secateur.method import Infeasible, Method, make_masks
+from secateur.method import Infeasible, Method, as_method, check_reachable, make_masks
 from secateur.prunable import Found, find_prunable, matches
 from secateur.schedules import one_shot
 from secateur.stats import STATISTICS, collect_gradients
 from secateur.stats.gradients import LossFn
-from secateur.targets import ModelFacts, unreachable
+from secateur.targets import ModelFacts, Target, unreachable
 from secateur.types import LayerReport, Masks, PruneReport, Stats
 
 STATE_VERSION = 1
@@ -46,7 +46,7 @@ class Pruner:
 
     Args:
         model: The model; keep using your own reference to it.
-        method: What to prune, how much, when.
+        method: What to prune, how much, when. A bare target stands for global magnitude.
         optimizer: Masks are applied after each of its steps, and its momentum is cleared where a mask tightens. More
             can be added with :meth:`attach`. Without one, :meth:`step` applies the masks itself.
         ema: An averaged copy with the same parameter names (or ``AveragedModel``), masked along.
@@ -74,7 +74,7 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        method: Method,
+        method: Method | Target,
         *,
         optimizer: Optimizer | None = None,
         ema: nn.Module | None = None,
@@ -83,6 +83,7 @@ class Pruner:
         example_inputs: tuple[Any, ...] | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
+        method = as_method(method)
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
         self.method = method
         self.masks: Masks = {}
@@ -95,19 +96,48 @@ class Pruner:
         )
         self._check_parts()
         self.facts = model_facts(self.model, self.found, example_inputs if method.goal.kind == "macs" else None)
+        self._leave_out_idle_weights()
         self.budget = method.goal.budget(self.facts)
-        self._kept = self.budget.total
+        try:
+            check_reachable(self.found.weights, method, self.budget)
+        except Infeasible as refusal:
+            raise unreachable(method.goal, method.goal.measure(self.facts, refusal.least)) from None
+        self._asked = method.goal.measure(self.facts, self.budget.total)
         self._hook = MaskHook(self.model, self.masks)
         self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
+        self._covered = False  # whether the attached optimizers hold every prunable weight
         self._averages: list[nn.Module] = []
         if optimizer is not None:
             self.attach(optimizer)
         if ema is not None:
             self.attach_ema(ema)
 
+    def _leave_out_idle_weights(self) -> None:
+        """Leave weights that multiply nothing out of a target in MACs: removing them would bring it no nearer."""
+        idle = [name for name, macs in (self.facts.macs or {}).items() if macs == 0]
+        if not idle or len(idle) == len(self.found.weights):
+            return
+        weights = {name: w for name, w in self.found.weights.items() if name not in idle}
+        skipped = dict(self.found.skipped) | dict.fromkeys(idle, "multiplies nothing in a forward pass")
+        self.found = replace(self.found, weights=weights, skipped=skipped)
+        macs = {name: m for name, m in (self.facts.macs or {}).items() if name not in idle}
+        self.facts = replace(self.facts, numel={name: w.numel for name, w in weights.items()}, macs=macs)
+
+    def _check_pattern(self) -> None:
+        """Refuse once, naming every weight that the pattern does not fit."""
+        refused: dict[str, PatternError] = {}
+        for name, weight in self.found.weights.items():
+            try:
+                self.method.pattern.check(weight)
+            except PatternError as error:
+                refused[name] = error
+        if refused:
+            first, *others = refused
+            more = f". The same holds for {', '.join(others)}" if others else ""
+            raise PatternError(f"{refused[first]}{more}")
+
     def _check_parts(self) -> None:
-        for weight in self.found.weights.values():
-            self.method.pattern.check(weight)
+        self._check_pattern()
         for override in self.method.overrides:
             if not any(matches(name, [override.match]) for name in self.found.weights):
                 raise WeightError(f"the override {override.match!r} matches no prunable weight")
@@ -118,6 +148,11 @@ class Pruner:
             raise MissingStatsError(
                 f"{self.method.score} needs gradients: pass loss_fn=lambda model, batch: ... and batches=[...]"
             )
+        if isinstance(self._batches, Iterator):
+            raise MissingStatsError(
+                "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
+                "function that returns a new iterator"
+            )
         if self.method.schedule.unit == "epochs":
             self.method.schedule.step(0, self._steps_per_epoch)
 
@@ -127,16 +162,22 @@ class Pruner:
         Raises:
             WeightError: When the optimizer holds none of the prunable weights: it was built from another model.
         """
+        if not isinstance(optimizer, Optimizer):
+            raise WeightError(f"expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
         if id(optimizer) in self._optimizers:
             return
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in held for p in parameters_of(self.model, self.found.weights).values()):
+        if not self._held_by(optimizer):
             raise WeightError(
                 "the optimizer holds none of this model's prunable weights; build it from this model's parameters"
             )
+        self._hook.refresh()  # an optimizer is often new because the parameters are
         self._optimizers[id(optimizer)] = (optimizer, self._hook.attach(optimizer))
-        if self.masks:
-            clear_optimizer_state_(optimizer, self.model, self.masks)
+        held = set().union(*(self._held_by(o) for o, _ in self._optimizers.values()))
+        self._covered = self.found.weights.keys() <= held
+
+    def _held_by(self, optimizer: Optimizer) -> set[str]:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {name for name, p in parameters_of(self.model, self.found.weights).items() if id(p) in held}
 
     def attach_ema(self, ema: nn.Module) -> None:
         """Mask an averaged copy of the model whenever the masks change."""
@@ -150,6 +191,7 @@ class Pruner:
         for _, remove in self._optimizers.values():
             remove()
         self._optimizers.clear()
+        self._covered = False
 
     def step(self) -> PruneReport | None:
         """Count one optimizer step, and prune if an update is due. Call it after ``optimizer.step()``.
@@ -160,6 +202,11 @@ class Pruner:
         self._steps += 1
         schedule = self.method.schedule
         if schedule.unit == "rounds":
+            if not self._updates:
+                raise TargetError(
+                    "this schedule counts rounds, and pruner.step() counts steps: it would never prune. Call "
+                    "pruner.prune() between rounds of training, or give the schedule unit='steps' or 'epochs'"
+                )
             self._reapply()
             return None
         due = self._updates
@@ -168,11 +215,11 @@ class Pruner:
         if due == self._updates:
             self._reapply()
             return None
-        self._updates = due - 1  # several due at once: the last one says it all
-        return self.prune()
+        return self._update(due - 1)  # several due at once: the last one says it all
 
     def _reapply(self) -> None:
-        if not self._optimizers:
+        """Apply the masks where no attached optimizer does."""
+        if not self._covered:
             self._hook()
 
     def prune(self, *, final: bool = False) -> PruneReport:
@@ -190,12 +237,23 @@ class Pruner:
         schedule = self.method.schedule
         if self._updates >= schedule.updates:
             raise TargetError(f"the schedule's {schedule.updates} updates are done")
-        if final:
-            self._updates = schedule.updates - 1
-        end = 1.0 - self.budget.kept / self.budget.total if self.budget.total else 0.0
-        report = self._prune_to(schedule.level(self._updates, end), last=self._updates == schedule.updates - 1)
-        self._updates += 1
+        return self._update(schedule.updates - 1 if final else self._updates)
+
+    def _update(self, number: int) -> PruneReport:
+        last = number == self.method.schedule.updates - 1
+        end = self.method.goal.value
+        if self.method.goal.kind != "sparsity":
+            end = 1.0 - self.budget.kept / self.budget.total if self.budget.total else 0.0
+        self._prune_to(self.method.schedule.level(number, end), last=last)
+        self._updates = number + 1  # only now: a refused update can be asked for again
+        report = self.report()
+        self.history.append(report)
         return report
+
+    @property
+    def updates(self) -> int:
+        """Number of the schedule's updates that have run."""
+        return self._updates
 
     @property
     def finished(self) -> bool:
@@ -208,7 +266,7 @@ class Pruner:
         kept = sum(int(self.masks[n].sum()) if n in self.masks else w.numel for n, w in self.found.weights.items())
         return 1.0 - kept / self.facts.prunable
 
-    def _prune_to(self, sparsity: float, *, last: bool) -> PruneReport:
+    def _prune_to(self, sparsity: float, *, last: bool) -> None:
         total = self.budget.total
         kept = self.budget.kept if last else total - sparsity * total
         if self.budget.currency == "weights":
@@ -227,11 +285,10 @@ class Pruner:
             )
         except Infeasible as refusal:
             raise unreachable(self.method.goal, self.method.goal.measure(self.facts, refusal.least)) from None
-        self._kept = kept
+        self._asked = self.method.goal.value if last else self.method.goal.measure(self.facts, total - sparsity * total)
         self._set(masks)
-        report = self.report()
-        self.history.append(report)
-        return report
+        for optimizer, _ in self._optimizers.values():
+            clear_optimizer_state_(optimizer, self.model, self.masks)
 
     def _collect(self) -> Stats:
         if not self.method.score.needs or self._loss_fn is None or self._batches is None:
@@ -247,8 +304,6 @@ class Pruner:
         apply_masks_(self.model, self.masks)
         for average in self._averages:
             apply_masks_(average, self.masks)
-        for optimizer, _ in self._optimizers.values():
-            clear_optimizer_state_(optimizer, self.model, self.masks)
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
@@ -257,10 +312,15 @@ class Pruner:
             for name, w in self.found.weights.items()
         )
         left = sum(row.kept * self.budget.cost[row.name] for row in rows)
+        if self.method.goal.kind in ("kept_parameters", "compression_ratio"):
+            # These count the whole model, and so the biases that went with their units.
+            left -= sum(int((~m).sum()) for name, m in self.masks.items() if name not in self.found.weights)
         return PruneReport(
             target=self.method.goal.kind,
-            asked=self.method.goal.measure(self.facts, self._kept),
+            asked=self._asked,
             achieved=self.method.goal.measure(self.facts, left),
+            goal=self.method.goal.value,
+            finished=self.finished,
             sparsity=1.0 - sum(r.kept for r in rows) / self.facts.prunable,
             layers=rows,
             skipped=self.found.skipped,
@@ -270,9 +330,10 @@ class Pruner:
         """Return everything needed to go on: masks, counters. Tensors and plain values only."""
         return {
             "version": STATE_VERSION,
+            "method": repr(self.method),
             "steps": self._steps,
             "updates": self._updates,
-            "kept": self._kept,
+            "asked": self._asked,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
         }
 
@@ -283,15 +344,25 @@ class Pruner:
             CheckpointError: When the state is of another version or lacks an entry.
             WeightError: When its masks do not fit the model.
         """
-        missing = {"version", "steps", "updates", "kept", "masks"} - state.keys()
+        missing = {"version", "method", "steps", "updates", "asked", "masks"} - state.keys()
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
             raise CheckpointError(f"this pruner state {what}; expected version {STATE_VERSION}")
+        if state["method"] != repr(self.method):
+            raise CheckpointError(
+                f"this pruner state comes from another method: it has {state['method']}, this pruner {self.method!r}"
+            )
         check_masks(self.model, state["masks"])
-        if state["masks"] and not self.found.weights.keys() <= state["masks"].keys():
-            lost = sorted(self.found.weights.keys() - state["masks"].keys())
-            raise CheckpointError(f"this pruner state has no mask for {lost[:4]}: it comes from other filters")
-        self._steps, self._updates, self._kept = int(state["steps"]), int(state["updates"]), float(state["kept"])
+        biases = {w.bias for w in self.found.weights.values() if w.bias is not None}
+        odd = (state["masks"].keys() - biases) ^ (self.found.weights.keys() if state["masks"] else set())
+        if odd:
+            raise CheckpointError(f"this pruner state comes from other filters: they differ in {sorted(odd)[:4]}")
+        if state["steps"] < 0 or not 0 <= state["updates"] <= self.method.schedule.updates:
+            raise CheckpointError(
+                f"this pruner state stands at step {state['steps']}, update {state['updates']} of "
+                f"{self.method.schedule.updates}: it comes from another schedule"
+            )
+        self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
         self._set({name: mask.clone() for name, mask in state["masks"].items()})
 
 
@@ -319,7 +390,7 @@ def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] 
 
 def prune_(
     model: nn.Module,
-    method: Method,
+    method: Method | Target,
     *,
     optimizer: Optimizer | None = None,
     ema: nn.Module | None = None,
@@ -331,7 +402,8 @@ def prune_(
 
     Args:
         model: The model; its pruned weights are zero afterwards.
-        method: What to prune and how much; of its schedule only the last level is used.
+        method: What to prune and how much; of its schedule only the last level is used. A bare target stands for
+            global magnitude.
         optimizer: Its momentum is cleared where weights were pruned. The masks do not stay on it: use a
             :class:`Pruner` to keep training.
         ema: An averaged copy to prune along.
@@ -351,6 +423,7 @@ def prune_(
         >>> prune_(model, Method(target=Target("sparsity", 0.5))).report.achieved
         0.5
     """
+    method = as_method(method)
     if method.schedule.unit != "rounds":  # no clock runs here, so none needs converting
         method = replace(method, schedule=one_shot(), when="after")
     pruner = Pruner(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_type_hints
@@ -42,6 +43,19 @@ from secateur.targets import Kind, Target
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
 
+
+def _plain_value(value: object, where: str = "args") -> object:
+    """Accept what TOML, YAML and JSON all have: text, finite numbers, booleans, lists and tables."""
+    if isinstance(value, dict):
+        return {str(k): _plain_value(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(v, where) for v in value]
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{where} is {value!r}; a recipe holds text, finite numbers, true, false, lists and tables")
+
+
+Args = Annotated[dict[str, Any], BeforeValidator(_plain_value)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -81,7 +95,7 @@ class ModelSection(Section):
     """Where the network comes from."""
 
     factory: Reference
-    args: dict[str, Any] = {}
+    args: Args = {}
     weights: str | None = None
 
 
@@ -89,7 +103,7 @@ class DataSection(Section):
     """Where the data comes from."""
 
     factory: Reference
-    args: dict[str, Any] = {}
+    args: Args = {}
     batch_size: Positive = 128
     eval_batch_size: Positive = 1000
 
@@ -146,7 +160,9 @@ class PruneSection(Section):
     include: Tuple = ()
     exclude: Tuple = ()
     types: Tuple = ()
-    overrides: Annotated[tuple[OverrideSection, ...], BeforeValidator(lambda v: tuple(v))] = ()
+    overrides: Annotated[
+        tuple[OverrideSection, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ] = ()
     allow_empty: bool = False
     score_batches: Positive = 8
 
@@ -238,9 +254,9 @@ class Recipe(Section):
         if schedule.unit == "epochs":
             where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
             epochs = self.train.epochs if method.when == "during" else recovery.epochs
-            if schedule.time(schedule.updates - 1) > epochs:
+            if schedule.time(schedule.updates - 1) > epochs or not epochs:
                 raise RecipeError(
-                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, after {where} = {epochs}: "
+                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, but {where} = {epochs}: "
                     "the target would never be reached"
                 )
         if recovery.rewinds_weights and schedule.unit != "rounds" and method.when == "after":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from secateur.errors import TargetError
+from secateur.errors import TargetError, check_choice
 from secateur.registry import Registry
 
 Unit = Literal["steps", "epochs", "rounds"]
@@ -63,6 +63,8 @@ class Schedule:
     initial: float | None = None
 
     def __post_init__(self) -> None:
+        check_choice("schedule: curve", self.curve, _CURVES)
+        check_choice("schedule: unit", self.unit, get_args(Unit))
         if self.updates < 1:
             raise TargetError(f"a schedule needs at least one update, got {self.updates}")
         if self.begin < 0 or not math.isfinite(self.begin):
@@ -88,7 +90,8 @@ class Schedule:
             u, start = (update + 1) / self.updates, 0.0
         else:
             u, start = update / (self.updates - 1), min(self.initial, final)
-        return _CURVES[self.curve](u, start, final)
+        # Rounding may carry a curve past its own end by one unit in the last place.
+        return min(max(_CURVES[self.curve](u, start, final), start), final)
 
     def time(self, update: int) -> float:
         """Time of update number ``update``, in the schedule's unit."""
@@ -241,8 +244,10 @@ def cubic(*, begin: float, end: float, every: float = 1, unit: Unit = "steps", i
 
 
 def _spanning(curve: str, begin: float, end: float, every: float, unit: Unit, initial: float) -> Schedule:
-    if not every > 0:
-        raise TargetError(f"schedule: every must be > 0, got {every}")
+    if not all(map(math.isfinite, (begin, end, every))) or not every > 0:
+        raise TargetError(
+            f"schedule: begin and end must be finite, every > 0; got begin={begin}, end={end}, every={every}"
+        )
     if not end > begin:
         raise TargetError(f"schedule: end must be after begin, got begin={begin}, end={end}")
     intervals = (end - begin) / every

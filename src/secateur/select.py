@@ -10,7 +10,8 @@ the scores, and no sort. (A histogram is also what several processes can add up,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -136,6 +137,29 @@ def keep_in_groups(scores: Tensor, n: int) -> Tensor:
     return keep
 
 
+def live(units: Units) -> int:
+    """Return how many units are not pruned yet."""
+    return units.scores.numel() - int(torch.isneginf(units.scores).sum())
+
+
+def cost_of_best(units: Units) -> Callable[[int], float]:
+    """Return the cost of keeping the k best units, as a function of k.
+
+    Args:
+        units: Scored and priced units.
+
+    Returns:
+        A function of k; it sorts once where units differ in cost, and not at all where they do not.
+    """
+    cost = units.cost
+    if not isinstance(cost, Tensor):
+        return lambda k: k * cost
+    # Ascending and stable, read from the end: the order in which units are removed, backwards.
+    order = torch.sort(units.scores, stable=True).indices
+    spent = torch.cat([cost.new_zeros(1, dtype=torch.float64), cost.double()[order].flip(0).cumsum(0)])
+    return lambda k: float(spent[k])
+
+
 def global_counts(units: Mapping[str, Units], kept: float) -> dict[str, int]:
     """Rank all units together and return how many of each name stay.
 
@@ -205,7 +229,8 @@ def _remove_ties(keep: Tensor, ties: Tensor, cost: float | Tensor, need: float) 
         count = min(int((spent < need).sum()) + 1, ties.numel())
         removed = float(spent[count - 1]) if count else 0.0
     else:
-        count = min(-int(-need // cost), ties.numel())
+        # A free unit brings the total no nearer to the budget: all of them go, and the ranking goes on.
+        count = min(math.ceil(need / cost), ties.numel()) if cost else ties.numel()
         removed = count * cost
     keep[ties[count:]] = True
     return removed
@@ -216,7 +241,7 @@ def _threshold(flat: Sequence[Tensor], costs: Sequence[float | Tensor], need: fl
     plain = all(not isinstance(c, Tensor) and c == 1.0 for c in costs)
     if plain and sum(s.numel() for s in flat) <= _SMALL:
         joined = flat[0] if len(flat) == 1 else torch.cat(list(flat))
-        value = float(torch.kthvalue(joined, min(int(need), joined.numel())).values)
+        value = float(torch.kthvalue(joined, min(math.ceil(need), joined.numel())).values)
         return value, float((joined < value).sum())
     bits = 64 if flat[0].dtype == torch.float64 else 32
     candidates: list[tuple[Tensor, float | Tensor]] = list(zip(flat, costs, strict=True))

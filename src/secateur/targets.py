@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
 from typing import Literal, get_args
 
 from secateur.errors import TargetError, nearest
 from secateur.types import Budget
+
+_ROUNDING = 1 + Fraction(1, 10**13)
+"""A ratio that was computed from whole numbers must give them back, although a float is a little off."""
 
 Kind = Literal["sparsity", "kept_parameters", "compression_ratio", "macs"]
 
@@ -76,6 +81,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise TargetError(f"unknown target {self.kind!r}; {nearest(str(self.kind), get_args(Kind))}")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise TargetError(f"target {self.kind} must be a number, got {self.value!r}")
         ranges = {
             "sparsity": (0.0, 1.0),
             "kept_parameters": (0.0, math.inf),
@@ -104,7 +111,7 @@ class Target:
         n, total = facts.prunable, facts.parameters
         removed = {
             "sparsity": lambda: round(self.value * n),
-            "compression_ratio": lambda: math.ceil(total - total / self.value - 1e-9),
+            "compression_ratio": lambda: total - math.floor(total / Fraction(self.value) * _ROUNDING),
             "kept_parameters": lambda: total - math.floor(self.value),
         }[self.kind]()
         if removed < 0:
@@ -137,7 +144,10 @@ class Target:
         if facts.macs is None:
             raise TargetError("a target in MACs needs example_inputs, to count them on one forward pass")
         total = sum(facts.macs.values())
-        kept = self.value * (total + facts.other_macs) - facts.other_macs
+        if not total:
+            raise TargetError("a target in MACs: one forward pass multiplies by none of the prunable weights")
+        # Whole MACs, and a fraction that was divided by them once gives them back.
+        kept = math.floor(Fraction(self.value) * (total + facts.other_macs) * _ROUNDING) - facts.other_macs
         if kept < 0:
             raise unreachable(self, self.measure(facts, 0))
         cost = {name: facts.macs[name] / numel for name, numel in facts.numel.items()}
@@ -152,7 +162,10 @@ def unreachable(target: Target, limit: float) -> TargetError:
         "kept_parameters": "the fewest parameters",
         "macs": "the smallest fraction of MACs",
     }[target.kind]
+    # Rounded towards what is allowed: the number in the message can be asked for.
+    rounding = ROUND_CEILING if target.kind in ("macs", "kept_parameters") else ROUND_FLOOR
+    shown = f"{Context(prec=12, rounding=rounding).create_decimal(Decimal(limit)).normalize():f}"
     return TargetError(
         f"target {target.kind}={target.value:g} cannot be reached: {words} that these weights, filters and floors "
-        f"allow is {limit:.6g}. Ask for less, prune more layers (include/exclude/types), or set allow_empty"
+        f"allow is {shown}. Ask for less, prune more layers (include/exclude/types), or set allow_empty"
     )

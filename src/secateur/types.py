@@ -167,6 +167,8 @@ class PruneReport:
         target: Name of the target, as in the recipe.
         asked: The target's value at this point of the schedule.
         achieved: The same quantity, counted on the masks.
+        goal: The target's value at the end of the schedule.
+        finished: Whether the schedule has reached its end.
         sparsity: Fraction of the prunable weights that is zero by mask.
         layers: One row per weight.
         skipped: Weights left alone, and why.
@@ -175,6 +177,8 @@ class PruneReport:
     target: str
     asked: float
     achieved: float
+    goal: float
+    finished: bool
     sparsity: float
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -185,6 +189,8 @@ class PruneReport:
             "target": self.target,
             "asked": self.asked,
             "achieved": self.achieved,
+            "goal": self.goal,
+            "finished": self.finished,
             "sparsity": self.sparsity,
             "layers": [
                 {"name": r.name, "shape": list(r.shape), "total": r.total, "kept": r.kept, "sparsity": r.sparsity}

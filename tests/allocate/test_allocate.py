@@ -30,18 +30,31 @@ def largest_remainders(sizes: dict[str, int], kept: int) -> dict[str, int]:
     return counts
 
 
+def webster(sizes: dict[str, int], kept: int) -> dict[str, int]:
+    """Webster's apportionment in exact fractions: one seat at a time, to the smallest (k + 1/2) / n, ties by name."""
+    counts = dict.fromkeys(sizes, 0)
+    for _ in range(kept):
+        due = min(
+            (n for n in sizes if counts[n] < sizes[n]), key=lambda n: (Fraction(2 * counts[n] + 1, 2 * sizes[n]), n)
+        )
+        counts[due] += 1
+    return counts
+
+
 @FAST
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 60), min_size=1, max_size=5), st.data())
-def test_layerwise_is_largest_remainders(sizes: dict[str, int], data: st.DataObject) -> None:
+def test_layerwise_is_webster_apportionment(sizes: dict[str, int], data: st.DataObject) -> None:
     kept = data.draw(st.integers(0, sum(sizes.values())))
-    counts = Layerwise()(units(sizes), kept)
-    density = Fraction(kept, sum(sizes.values()))
-    assert sum(counts.values()) == kept
-    assert all(abs(counts[name] - density * n) < 1 for name, n in sizes.items())
-    exact = largest_remainders(sizes, kept)
-    shares = [density * n % 1 for n in sizes.values()]
-    if len(set(shares)) == len(shares):  # equal remainders may differ in the last bit of a float
-        assert counts == exact
+    assert Layerwise()(units(sizes), kept) == webster(sizes, kept)
+
+
+@FAST
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 60), min_size=1, max_size=5), st.data())
+def test_layerwise_never_gives_back(sizes: dict[str, int], data: st.DataObject) -> None:
+    more = data.draw(st.integers(1, sum(sizes.values())))
+    before, after = Layerwise()(units(sizes), more), Layerwise()(units(sizes), more - 1)
+    assert sum(before.values()) - sum(after.values()) == 1
+    assert all(after[name] <= before[name] for name in sizes)
 
 
 def test_layerwise_ties_go_by_name() -> None:

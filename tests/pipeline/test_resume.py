@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from secateur.checkpoint import load_tree
 from secateur.errors import CheckpointError
 from secateur.pipeline.events import EventLog, Silent
-from secateur.pipeline.run import Runner, Stage, run
+from secateur.pipeline.plan import Stage
+from secateur.pipeline.run import Runner, run
 from secateur.recipe import Recipe, from_dict
 
 from .tiny import data, net

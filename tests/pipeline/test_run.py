@@ -35,8 +35,9 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     result = json.loads((directory / "result.json").read_text())
     assert result == json.loads(json.dumps(done.result))
-    assert result["prune"]["asked"] == pytest.approx(0.8, abs=1 / 1700)
-    assert result["prune"]["achieved"] == result["prune"]["asked"]
+    assert result["prune"]["asked"] == result["prune"]["goal"] == 0.8
+    assert result["prune"]["achieved"] == round(0.8 * 1684) / 1684
+    assert result["prune"]["finished"]
     assert result["realised"] == "mask"
     assert result["quality"]["dense"]["n"] == result["quality"]["pruned"]["n"] == 15
     assert result["profile"]["pruned"]["latency"]["runs"] == 3
@@ -104,7 +105,15 @@ REFUSED: dict[str, tuple[dict[str, Any], type[SecateurError], str]] = {
             }
         },
         RecipeError,
-        "ends at step 100, after the 18 steps of train.epochs = 3",
+        "ends at step 100, but train.epochs has 3 epochs of 6 steps, 18 in all",
+    ),
+    "no clock for the schedule": (
+        {
+            "train": {"epochs": 0},
+            "prune": {"target": {"sparsity": 0.5}, "when": "during", "schedule": {"name": "one_shot", "unit": "steps"}},
+        },
+        RecipeError,
+        "ends at step 0, but train.epochs has 0 epochs",
     ),
     "a target out of reach": (
         {"prune": {"target": {"compression_ratio": 1000.0}}},

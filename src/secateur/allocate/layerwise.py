@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from secateur.select import cost_of_best, live
 from secateur.types import Units
 
 
 @dataclass(frozen=True)
 class Layerwise:
-    r"""Give every layer the density of the whole, rounded so that the total is met.
+    r"""Give every layer the density of the whole, rounded to units.
 
-    .. math:: k_l = \lfloor d\, n_l \rfloor \text{ or } \lceil d\, n_l \rceil, \qquad \sum_l c_l k_l \le K
+    .. math:: k_l = \mathrm{round}(d\,n_l), \qquad \text{the largest } d \text{ with } \sum_l c_l(k_l) \le K
 
-    where :math:`d = K / \sum_l c_l n_l`. The layers with the largest fractions round up (ties by name), as far as the
-    budget reaches; with unit costs the total is exactly :math:`K`. A layer under its floor is raised to it at the cost
-    of the largest others.
+    where :math:`c_l(k)` is the cost of the layer's :math:`k` best units. Layers whose next unit falls due at the same
+    :math:`d` get it in the order of their names, as long as the budget reaches; with unit costs the total is exactly
+    :math:`K`. Each layer keeps at least its floor.
+
+    Rounding by one common :math:`d` (Webster's method of apportionment) never gives a layer more units when the
+    budget shrinks. Handing out the largest remainders can, and a schedule would then ask for units already pruned.
 
     Example:
         >>> import torch
@@ -34,34 +36,30 @@ class Layerwise:
 
     def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
         """Return the number of units that stay in each layer."""
-        sizes = {name: u.scores.numel() for name, u in units.items()}
-        costs = {name: _unit_cost(u) for name, u in units.items()}
-        free = set(units)
-        counts: dict[str, int] = {}
-        density = 0.0
-        # A layer whose share is under its floor is set to the floor, and the others share what remains; each pass
-        # settles at least one layer, so this ends.
-        while free:
-            spare = kept - sum(counts[name] * costs[name] for name in counts)
-            whole = sum(sizes[name] * costs[name] for name in free)
-            density = min(max(spare / whole, 0.0), 1.0) if whole else 0.0
-            low = {n for n in free if density * sizes[n] < min(units[n].floor, sizes[n])}
-            if not low:
+        names = sorted(units)  # sums of floats depend on their order, and the answer must not
+        size = {name: units[name].scores.numel() for name in names}
+        most = {name: live(units[name]) for name in names}
+        least = {name: min(units[name].floor, most[name]) for name in names}
+        price = {name: cost_of_best(units[name]) for name in names}
+
+        def counts_at(density: float) -> dict[str, int]:
+            return {n: min(max(math.floor(density * size[n] + 0.5), least[n]), most[n]) for n in names}
+
+        def cost(counts: Mapping[str, int]) -> float:
+            return math.fsum(price[n](counts[n]) for n in names)
+
+        slack = kept + 1e-9 * max(abs(kept), 1.0)
+        low, high = 0.0, 1.0
+        if cost(counts_at(high)) <= slack:
+            low = high
+        for _ in range(64):
+            middle = (low + high) / 2
+            low, high = (middle, high) if cost(counts_at(middle)) <= slack else (low, middle)
+        counts = counts_at(low)
+        # What is left are layers that fall due at the very same density.
+        while open_ := [n for n in names if counts[n] < most[n]]:
+            due = min(open_, key=lambda n: ((counts[n] + 0.5) / size[n], n))
+            if cost(counts | {due: counts[due] + 1}) > slack:
                 break
-            counts |= {name: min(units[name].floor, sizes[name]) for name in low}
-            free -= low
-        shares = {name: density * sizes[name] for name in free}
-        # 0.29 * 100 is 28.999999999999996: the tolerance keeps such a share from losing its last unit.
-        counts |= {name: math.floor(share + 1e-6) for name, share in shares.items()}
-        spare = kept - sum(counts[name] * costs[name] for name in counts)
-        for name in sorted(free, key=lambda n: (-(shares[n] - counts[n]), n)):
-            if counts[name] < sizes[name] and costs[name] <= spare + 1e-9 * max(kept, 1.0):
-                counts[name] += 1
-                spare -= costs[name]
+            counts[due] += 1
         return {name: counts[name] for name in units}
-
-
-def _unit_cost(units: Units) -> float:
-    if isinstance(units.cost, Tensor):
-        return float(units.cost.double().mean()) if units.cost.numel() else 0.0
-    return float(units.cost)

@@ -1,6 +1,7 @@
 """The command line. Each verb is a file; none imports torch before it runs, so that ``--help`` answers at once.
 
-Exit codes: 0 done; 1 a bug in secateur (with a traceback); 2 the request was refused (one message); 130 interrupted.
+Exit codes: 0 done; 1 an unexpected error (with its traceback); 2 the request was refused (one message); 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 a bug in secateur, 2 refused with one message, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 an unexpected error, 2 refused with one message, 130 interrupted.",
 )
 
 

@@ -53,9 +53,12 @@ def _make_room(out: Path) -> None:
     """Replace an earlier demo, and nothing else."""
     from secateur.errors import CheckpointError
 
-    if out.exists():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / _MARKER).exists():
             raise CheckpointError(f"{out} exists and is not an earlier demo; choose another place with --out")
         shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / _MARKER).touch()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARKER).touch()
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from secateur.checkpoint import check_masks
-from secateur.errors import ExportError, UnknownNameError, nearest
+from secateur.errors import ExportError, MissingExtraError, UnknownNameError, nearest
 from secateur.export import onnx, pt2, tensors
 from secateur.export._cases import prepare
 from secateur.export._checks import Export, check_zeros
 from secateur.export._common import plain_attention
 from secateur.types import Tensors
 
-__all__ = ["FORMATS", "Export", "export_model"]
+__all__ = ["FORMATS", "Export", "check_formats", "export_model"]
 
 FORMATS = ("safetensors", "onnx", "pt2")
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse, before anything is made, formats that do not exist or whose packages are not installed.
+
+    Args:
+        formats: Names from :data:`FORMATS`.
+
+    Raises:
+        UnknownNameError: When a format does not exist.
+        MissingExtraError: When ``onnx`` is asked for and one of its packages is missing.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UnknownNameError(f"unknown export format {name!r}; {nearest(name, FORMATS)}")
+    if "onnx" in formats:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, "onnx")
 
 
 def export_model(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.errors import PatternError
+from secateur.errors import PatternError, check_choice
 from secateur.patterns._layout import from_oki, oki_shape, to_oki
 from secateur.select import keep_top_k
 from secateur.types import Masks, Weight
@@ -34,9 +34,13 @@ def aggregate(values: Tensor, counts: Tensor | int, how: Reduce) -> Tensor:
     if how == "max":
         return values.amax(-1)
     if how == "l2":
-        return (values.square().sum(-1) / counts).sqrt()
-    total = values.sum(-1)
-    return total / counts if how == "mean" else total
+        # Scaled by the largest: squares of float32 scores beyond 1e±19 would all tie at infinity or zero.
+        largest = values.abs().amax(-1)
+        scaled = values / largest.clamp_min(torch.finfo(values.dtype).tiny).unsqueeze(-1)
+        return largest * (scaled.square().sum(-1) / counts).sqrt()
+    if how == "mean":
+        return (values / (counts.unsqueeze(-1) if isinstance(counts, Tensor) else counts)).sum(-1)
+    return values.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Block:
     reduce_by: Reduce = "mean"
 
     def __post_init__(self) -> None:
+        check_choice("block: reduce_by", self.reduce_by, get_args(Reduce))
         if self.rows < 1 or self.cols < 1:
             raise PatternError(f"a block of {self.rows}×{self.cols} is empty; both sides must be at least 1")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from secateur.errors import check_choice
 from secateur.patterns._layout import from_oki, oki_shape, to_oki
 from secateur.patterns.block import Reduce, aggregate
 from secateur.select import keep_top_k
@@ -35,6 +37,9 @@ class Channel:
     """
 
     reduce_by: Reduce = "mean"
+
+    def __post_init__(self) -> None:
+        check_choice("channel: reduce_by", self.reduce_by, get_args(Reduce))
 
     @property
     def density(self) -> float | None:

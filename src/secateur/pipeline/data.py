@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -68,6 +70,13 @@ def derive_seed(seed: int, *what: object) -> int:
     return int.from_bytes(digest, "big")
 
 
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and random: a data set's own augmentation may use any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def batches(split: Split, size: int, *, order: Tensor | None = None, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
     """Yield (inputs, targets), from batch number ``start`` on.
 
@@ -88,7 +97,9 @@ def batches(split: Split, size: int, *, order: Tensor | None = None, start: int 
         return
     indices = (torch.arange(length(split)) if order is None else order).tolist()
     groups = [indices[i : i + size] for i in range(start * size, len(indices), size)]
-    yield from DataLoader(split, batch_sampler=groups, collate_fn=default_collate)
+    # A generator of its own: the loader would otherwise draw a seed from the global one, and a run taken up in the
+    # middle of an epoch would draw once more than one that was not.
+    yield from DataLoader(split, batch_sampler=groups, collate_fn=default_collate, generator=torch.Generator())
 
 
 def first_inputs(split: Split, count: int) -> Any:

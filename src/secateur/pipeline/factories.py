@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,15 @@ def resolve(reference: str, *, base: Path, field: str) -> Any:
         spec = importlib.util.spec_from_file_location(f"secateur_recipe_{path.stem}", path)
         if spec is None or spec.loader is None or not path.is_file():
             raise RecipeError(f"{field}: no file {path}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        name_of_module = f"secateur_recipe_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode()).hexdigest()[:8]}"
+        module = sys.modules.get(name_of_module) or importlib.util.module_from_spec(spec)
+        if name_of_module not in sys.modules:
+            sys.modules[name_of_module] = module  # where dataclasses and pickle look a class's module up
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name_of_module]
+                raise
     else:
         try:
             module = importlib.import_module(where)
@@ -79,8 +89,6 @@ def make_data(reference: str, args: dict[str, Any], *, base: Path) -> Data:
 
 
 def _call(factory: Any, args: dict[str, Any], section: str) -> Any:
-    import inspect
-
     try:
         inspect.signature(factory).bind(**args)
     except TypeError as error:

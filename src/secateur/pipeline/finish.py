@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur import __version__
 from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.run import Runner
 
 HISTOGRAM_BINS = 60
+DENSE = "dense.safetensors"
 
 
 def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
@@ -41,12 +43,14 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
     notes: list[str] = []
     runner.listener.progress(runner.total_steps, runner.total_steps, "measuring")
     dense = copy.deepcopy(model)
-    load_weights(dense, runner.directory / "dense.safetensors")
+    load_weights(dense, runner.directory / DENSE)
     quality: dict[str, Any] = {}
     if runner.method.when == "after" or recipe.model.weights is not None:
         quality["dense"] = _quality(dense, runner)
     else:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
+    if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
     quality["pruned"] = _quality(model, runner)
     save_model(runner.directory / "model.safetensors", model, masks=masks)
     save_masks(runner.directory / "masks.safetensors", masks)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from secateur.errors import RecipeError
-from secateur.masks import apply_masks_
+from secateur.errors import RecipeError, WeightError
+from secateur.masks import apply_masks_, parameters_of
 from secateur.pruner import Pruner
 from secateur.types import Masks, PruneReport
 
@@ -42,13 +42,14 @@ def prune_and_retrain(
     Args:
         pruner: A pruner whose schedule counts rounds.
         train: Trains the dense model; left out when it comes trained.
-        retrain: ``retrain(model, round)``, called after every pruning step.
+        retrain: ``retrain(model, round)``, called after every pruning step; rounds count from 0.
 
     Returns:
         Masks, weights and reports.
 
     Raises:
         RecipeError: When the schedule counts steps or epochs: then call ``pruner.step()`` in your loop instead.
+        WeightError: When pruned weights came back during retraining, because its optimizer was not attached.
 
     Example:
         >>> from secateur import Method, Target
@@ -68,14 +69,26 @@ def prune_and_retrain(
             f"prune_and_retrain works in rounds, and the schedule counts {pruner.method.schedule.unit}: call "
             "pruner.step() after each optimizer step instead, or give the schedule unit='rounds'"
         )
-    if train is not None:
+    if train is not None and not pruner.masks:  # a pruner that was resumed half-way has that behind it
         train(pruner.model)
     reports = []
     while not pruner.finished:
+        number = pruner.updates
         reports.append(pruner.prune())
         if retrain is not None:
-            retrain(pruner.model, len(reports) - 1)
+            retrain(pruner.model, number)
+            _check_zeros(pruner)
     pruner.detach()
     apply_masks_(pruner.model, pruner.masks)
     weights = {name: value.detach().clone() for name, value in pruner.model.state_dict().items()}
     return Founding(dict(pruner.masks), weights, tuple(reports))
+
+
+def _check_zeros(pruner: Pruner) -> None:
+    for name, parameter in parameters_of(pruner.model, pruner.masks).items():
+        back = int(parameter.detach()[~pruner.masks[name].to(parameter.device)].count_nonzero())
+        if back:
+            raise WeightError(
+                f"{name}: {back} pruned weights came back during retraining; call pruner.attach(optimizer) with the "
+                "optimizer that retrain uses"
+            )

@@ -40,8 +40,8 @@ def check_optimizer(name: str, options: dict[str, Any]) -> None:
         if option not in known:
             raise RecipeError(f"train.optimizer.{option}: {name} has no such option; {nearest(option, known)}")
         numbers = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(v, bool | int | float) for v in numbers):
-            raise RecipeError(f"train.optimizer.{option}: expected a number, true or false, got {value!r}")
+        if not all(isinstance(v, bool | int | float) and math.isfinite(v) for v in numbers):
+            raise RecipeError(f"train.optimizer.{option}: expected a finite number, true or false, got {value!r}")
     try:
         build_optimizer(nn.Linear(1, 1), name, options)
     except (ValueError, TypeError, RuntimeError) as error:

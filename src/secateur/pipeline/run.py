@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,23 +33,23 @@ from secateur.checkpoint import (
     write_atomic,
 )
 from secateur.errors import CheckpointError, DataError, RecipeError
+from secateur.export import check_formats
 from secateur.forward import call_model
-from secateur.masks import apply_masks_
-from secateur.pipeline.data import Data, Split, batches, derive_seed, length, order_of
+from secateur.masks import apply_masks_, clear_optimizer_state_
+from secateur.pipeline.data import Data, Split, batches, derive_seed, length, order_of, seed_everything
 from secateur.pipeline.events import EventLog, Listener, Silent
 from secateur.pipeline.factories import make_data, make_model
-from secateur.pipeline.finish import finish
-from secateur.pipeline.optim import LEARNING_RATES, LearningRate, build_optimizer
+from secateur.pipeline.finish import DENSE, finish
+from secateur.pipeline.optim import build_optimizer
+from secateur.pipeline.plan import Stage, plan_of
 from secateur.pipeline.tasks import TASKS, Task, evaluate
 from secateur.pruner import Pruner
-from secateur.recipe import Recipe, build_part
-from secateur.recover import FineTune, reestimate_bn_, rematch_bn_
+from secateur.recipe import Recipe
+from secateur.recover import reestimate_bn_, rematch_bn_
 from secateur.types import Masks, PruneReport
 
 CHECKPOINT = "checkpoint.safetensors"
-DENSE = "dense.safetensors"
 REWIND = "rewind.safetensors"
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,6 @@ class RunResult:
     model: nn.Module
     masks: Masks
     result: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of a run: training, one pruning step, or one round of retraining."""
-
-    kind: Literal["train", "prune", "retrain"]
-    epochs: int = 0
-    round: int | None = None
 
 
 @dataclass
@@ -130,12 +121,16 @@ def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of w
     _check_directory(directory, recipe, resume)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    torch.manual_seed(derive_seed(recipe.seed, "init"))
-    model = model or make_model(recipe.model.factory, recipe.model.args, base=Path(base))
+    seed_everything(derive_seed(recipe.seed, "init"))
+    if model is None:
+        model = make_model(recipe.model.factory, recipe.model.args, base=Path(base))
     if recipe.model.weights is not None:
         load_weights(model, Path(base) / recipe.model.weights)
-    data = data or make_data(recipe.data.factory, recipe.data.args, base=Path(base))
+    if data is None:
+        seed_everything(derive_seed(recipe.seed, "data"))
+        data = make_data(recipe.data.factory, recipe.data.args, base=Path(base))
     runner = Runner(recipe, directory, model, data, listener or Silent())
+    _claim(directory, recipe)  # only now: a recipe that cannot be carried out must not leave a run behind
     result = runner.run(resume=resume, command=command)
     if report:
         from secateur.report import load_run, write_report
@@ -145,21 +140,34 @@ def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of w
 
 
 def _check_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse a directory that holds anything but this recipe's own unfinished run."""
     written = directory / "recipe.toml"
-    text = recipe.to_toml()
     if written.exists():
         if not resume:
             raise CheckpointError(
                 f"{directory} already holds a run; go on with it (resume), or choose another directory"
             )
-        if written.read_text() != text:
+        if written.read_text() != recipe.to_toml():
             raise CheckpointError(f"{written} differs from this recipe: a run can only go on with the recipe it began")
+        return
+    try:
+        found = directory.exists() and any(not p.name.endswith(".tmp") for p in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be used as a run directory: {error.strerror}") from None
+    if found:
+        raise CheckpointError(f"{directory} is not empty and holds no run; choose another directory")
+    if resume:
+        raise CheckpointError(f"{directory} holds no run to go on with")
+
+
+def _claim(directory: Path, recipe: Recipe) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be created: {error.strerror}") from None
     remove_stale(directory)
-    write_atomic(written, text.encode())
+    if not (directory / "recipe.toml").exists():
+        write_atomic(directory / "recipe.toml", recipe.to_toml().encode())
 
 
 class Runner:
@@ -167,12 +175,13 @@ class Runner:
 
     def __init__(self, recipe: Recipe, directory: Path, model: nn.Module, data: Data, listener: Listener) -> None:
         self.recipe, self.directory, self.model, self.data, self.listener = recipe, directory, model, data, listener
-        self.method, self.recovery = recipe.prune.build(), recipe.recover.build()
         self.task: Task = TASKS[recipe.task]()
-        self.lr: LearningRate = build_part(LEARNING_RATES, recipe.train.lr_schedule, "train.lr_schedule")
-        self.steps_per_epoch = math.ceil(length(data.train) / recipe.data.batch_size)
-        self.stages = self._plan()
-        self.total_steps = sum(s.epochs for s in self.stages) * self.steps_per_epoch
+        self.plan = plan_of(recipe, steps_per_epoch=math.ceil(length(data.train) / recipe.data.batch_size))
+        self.method = self.plan.method
+        self.stages = self.plan.stages
+        self.total_steps = sum(s.epochs for s in self.stages) * self.plan.steps_per_epoch
+        self._check_last_batch()
+        check_formats(recipe.export)
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.pruner = Pruner(
@@ -181,55 +190,18 @@ class Runner:
             loss_fn=self._loss,
             batches=self._score_batches,
             example_inputs=(self._sample("macs", 1),) if self.method.goal.kind == "macs" else None,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=self.plan.steps_per_epoch,
         )
-        self._check_clock()
-        self._check_fine_tune()
 
-    def _plan(self) -> list[Stage]:
-        recipe, schedule = self.recipe, self.method.schedule
-        stages = [Stage("train", recipe.train.epochs)] if recipe.train.epochs else []
-        retrain = self.recovery.epochs
-        if self.method.when == "after" and schedule.unit == "rounds":
-            for number in range(schedule.updates):
-                stages.append(Stage("prune", round=number))
-                if retrain:
-                    stages.append(Stage("retrain", retrain, number))
-        elif retrain:
-            stages.append(Stage("retrain", retrain, 0))
-        return stages
-
-    def _check_clock(self) -> None:
-        """Refuse a schedule in steps that outlasts the stage it runs in."""
-        schedule = self.method.schedule
-        if schedule.unit == "rounds":
+    def _check_last_batch(self) -> None:
+        """A batch norm over features alone has no statistics on one sample, and says so only at the epoch's end."""
+        if length(self.data.train) % self.recipe.data.batch_size != 1 or not self.total_steps:
             return
-        where = "train.epochs" if self.method.when == "during" else "recover.retrain.epochs"
-        epochs = self.recipe.train.epochs if self.method.when == "during" else self.recovery.epochs
-        last = schedule.step(schedule.updates - 1, self.steps_per_epoch)
-        if last > epochs * self.steps_per_epoch:
+        if any(isinstance(m, nn.BatchNorm1d) for m in self.model.modules()):
             raise RecipeError(
-                f"prune.schedule ends at step {last}, after the {epochs * self.steps_per_epoch} steps of {where} = "
-                f"{epochs}: the target would never be reached"
+                f"data.batch_size = {self.recipe.data.batch_size} leaves a last batch of one sample, which BatchNorm1d "
+                "cannot be trained on; choose another"
             )
-
-    def _check_fine_tune(self) -> None:
-        """Refuse a fine-tuning at a learning rate that has died down to nothing."""
-        if not isinstance(self.recovery, FineTune):
-            return
-        options = self.recipe.train.optimizer
-        base = float(build_optimizer(self.model, options.name, options.options).defaults["lr"])
-        if self._fine_tuning_lr(base) < 1e-6 * base:
-            raise RecipeError(
-                "recover.retrain: fine_tune goes on at the last learning rate of the training, and train.lr_schedule "
-                "ends at 0; say recover.retrain.lr, or use learning_rate_rewinding"
-            )
-
-    def _fine_tuning_lr(self, base: float) -> float:
-        if isinstance(self.recovery, FineTune) and self.recovery.lr is not None:
-            return self.recovery.lr
-        trained = self.recipe.train.epochs
-        return base * self.lr(max(trained - 1e-9, 0.0), trained)
 
     # What a step looks at
 
@@ -253,12 +225,11 @@ class Runner:
 
     def run(self, *, resume: bool, command: str) -> dict[str, Any]:
         """Work off the stages that are left, then measure and write the result."""
-        started = time.monotonic()
         if resume and (self.directory / CHECKPOINT).exists():
             self._restore()
         log = EventLog(self.directory / "metrics.jsonl", size=self.position.log_size)
         self.log = log
-        before = self.position.seconds
+        self.began = time.monotonic() - self.position.seconds
         self.position.started = self.position.started or datetime.now(UTC).isoformat(timespec="seconds")
         if self.method.when == "during" and not (self.directory / DENSE).exists():
             self._save_dense()
@@ -266,13 +237,13 @@ class Runner:
             self.run_stage(self.stages[self.position.stage])
             self.position.stage, self.position.epoch, self.position.batch = self.position.stage + 1, 0, 0
             self.optimizer = None
-            self.position.seconds = before + time.monotonic() - started
+            self.pruner.detach()  # or every round's optimizer would live on in the pruner
             self._checkpoint()
         if not self.pruner.finished:
-            raise AssertionError("_check_clock lets no unfinished schedule through")
+            raise AssertionError("Plan.check lets no unfinished schedule through")
         self.pruner.detach()
         apply_masks_(self.model, self.pruner.masks)
-        return finish(self, seconds=before + time.monotonic() - started, command=command)
+        return finish(self, seconds=time.monotonic() - self.began, command=command)
 
     def run_stage(self, stage: Stage) -> None:
         """Work off one stage from where the position stands."""
@@ -285,20 +256,20 @@ class Runner:
         if not (self.directory / DENSE).exists():
             self._save_dense()  # nothing was trained: the network that came is the dense one
         self._announce(f"pruning, round {stage.round}")
+        before = copy.deepcopy(self.model)
         self._pruned(self.pruner.prune(), stage)
-        self._repair_batch_norm(stage)
+        self._repair_batch_norm(before, stage)
 
     def _train(self, stage: Stage) -> None:
-        position, stage_is_retraining = self.position, stage.kind == "retrain"
-        in_loop = self.method.schedule.unit != "rounds" and (self.method.when == "after") == stage_is_retraining
-        if in_loop and stage_is_retraining and not (self.directory / DENSE).exists():
+        position = self.position
+        if stage.kind == "retrain" and not (self.directory / DENSE).exists():
             self._save_dense()
         if self.optimizer is None:
             self.start(stage)
         while position.epoch < stage.epochs:
-            if self._rewind_is_due(stage):
+            if stage.kind == "train" and position.batch == 0 and position.epoch == self.plan.rewind_epoch:
                 save_tree(self.directory / REWIND, self._weights_and_optimizer())
-            self._epoch(stage, in_loop=in_loop)
+            self._epoch(stage)
             position.epoch, position.batch = position.epoch + 1, 0
             if position.epoch < stage.epochs and position.epoch % self.recipe.checkpoint.every_epochs == 0:
                 self._checkpoint()
@@ -309,18 +280,20 @@ class Runner:
         """Begin a stage of training with a fresh optimizer, or with the one that rewinding brings back."""
         options = self.recipe.train.optimizer
         self.optimizer = build_optimizer(self.model, options.name, options.options)
-        if stage.kind == "retrain" and self.recovery.rewinds_weights:
+        if stage.kind == "retrain" and self.plan.rewind_epoch is not None:
             saved = load_tree(self.directory / REWIND)
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             apply_masks_(self.model, self.pruner.masks)
+            clear_optimizer_state_(self.optimizer, self.model, self.pruner.masks)
         self.pruner.attach(self.optimizer)
 
-    def _epoch(self, stage: Stage, *, in_loop: bool) -> None:
+    def _epoch(self, stage: Stage) -> None:
         position, optimizer = self.position, self._live_optimizer()
-        key = self._epoch_key(stage)
+        key = self.plan.seed_of(stage, position.epoch)
+        in_loop = self.plan.prunes_inside(stage)
         if position.batch == 0:
-            torch.manual_seed(derive_seed(self.recipe.seed, "noise", *key))
+            seed_everything(derive_seed(self.recipe.seed, "noise", *key))
             position.loss_sum, position.seen = 0.0, 0
         order = order_of(self.data.train, self.recipe.seed, *key)
         began = time.monotonic()
@@ -371,21 +344,8 @@ class Runner:
             raise AssertionError("set by _start or _restore")
         return self.optimizer
 
-    def _epoch_key(self, stage: Stage) -> tuple[object, ...]:
-        """Name the epoch for the seeds: a rewound epoch repeats the original's order and noise."""
-        if stage.kind == "train":
-            return ("train", self.position.epoch)
-        first = self.recovery.training_epoch(self.recipe.train.epochs)
-        if self.recovery.rewinds_weights and first is not None:
-            return ("train", first + self.position.epoch)
-        return ("retrain", stage.round, self.position.epoch)
-
     def _set_lr(self, stage: Stage) -> None:
-        trained = self.recipe.train.epochs
-        base = float(self._live_optimizer().defaults["lr"])
-        epoch = self.position.epoch + self.position.batch / self.steps_per_epoch
-        first = 0 if stage.kind == "train" else self.recovery.training_epoch(trained)
-        lr = self._fine_tuning_lr(base) if first is None else base * self.lr(first + epoch, trained)
+        lr = self.plan.lr(stage, self.position.epoch + self.position.batch / self.plan.steps_per_epoch)
         for group in self._live_optimizer().param_groups:
             group["lr"] = lr
 
@@ -402,16 +362,20 @@ class Runner:
             total=total,
         )
 
-    def _repair_batch_norm(self, stage: Stage) -> None:
+    def _repair_batch_norm(self, before: nn.Module, stage: Stage) -> None:
+        """Undo what this pruning step did to the batch norms; ``before`` is the network just before it.
+
+        Not the dense network of the first round: that would also undo what retraining taught scales and shifts since.
+        """
         kind = self.recipe.recover.batch_norm
+        if self.plan.rewind_epoch is not None:
+            return  # the rewinding that follows puts all batch norms back anyway
         if kind == "nothing" or not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
             return
         count = min(self.recipe.recover.batch_norm_samples, length(self.data.train))
         inputs = self._sample("batch norm", count)
         if kind == "rematch":
-            dense = copy.deepcopy(self.model)
-            load_weights(dense, self.directory / DENSE)
-            moved = rematch_bn_(self.model, dense, inputs)
+            moved = rematch_bn_(self.model, before, inputs)
         else:
             order = order_of(self.data.train, self.recipe.seed, "batch norm")[:count]
             size = self.recipe.data.batch_size
@@ -422,11 +386,6 @@ class Runner:
 
     # What survives
 
-    def _rewind_is_due(self, stage: Stage) -> bool:
-        if stage.kind != "train" or not self.recovery.rewinds_weights or self.position.batch:
-            return False
-        return self.position.epoch == self.recovery.training_epoch(self.recipe.train.epochs)
-
     def _weights_and_optimizer(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self._live_optimizer().state_dict()}
 
@@ -435,6 +394,7 @@ class Runner:
 
     def _checkpoint(self) -> None:
         self.position.log_size = self.log.size
+        self.position.seconds = time.monotonic() - self.began
         tree = {
             "position": vars(self.position).copy(),
             "model": self.model.state_dict(),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import DataError
-from secateur.forward import call_model, inference_mode_of
+from secateur.forward import call_model, evaluation_mode_of
 from secateur.pipeline.data import Split, batches
 from secateur.registry import Registry
 
@@ -78,7 +78,7 @@ def evaluate(model: nn.Module, split: Split, task: Task, *, batch_size: int) -> 
     """
     sums: dict[str, float] = {"loss": 0.0}
     n = 0
-    with inference_mode_of(model):
+    with evaluation_mode_of(model):
         for inputs, targets in batches(split, batch_size):
             outputs = call_model(model, inputs)
             if not isinstance(outputs, Tensor):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.errors import DataError, SecateurWarning, WeightError
-from secateur.forward import call_model, inference_mode_of
+from secateur.forward import call_model, evaluation_mode_of
 
 # Shapes: N samples, C channels, * positions
 
@@ -86,7 +86,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         calls[name] += 1
         seen[name] = _moments(name, norm, x)
 
-    with inference_mode_of(dense), _hooks(reference, skipped, remember):
+    with evaluation_mode_of(dense), _hooks(reference, skipped, remember):
         forward(dense, inputs)
     skipped |= {n: f"called {c} times in one forward pass" for n, c in calls.items() if n not in skipped and c != 1}
     moved = [0.0]
@@ -104,7 +104,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         norm.bias.copy_(beta_d + (gamma_d * mean_d - gamma * mean))
         return norm.forward(x)
 
-    with inference_mode_of(model), _hooks(norms, skipped, repair):
+    with evaluation_mode_of(model), _hooks(norms, skipped, repair):
         forward(model, inputs)
     return Moved(len(norms) - len(skipped), max(moved), skipped)
 
@@ -143,9 +143,9 @@ def reestimate_bn_(
         return Moved(0, 0.0, skipped)
     before = {n: (_buffer(m.running_mean).clone(), _buffer(m.running_var).clone()) for n, m in norms.items()}
     momenta = {n: m.momentum for n, m in norms.items()}
-    count = 0
+    count, done = 0, False
     try:
-        with inference_mode_of(model):
+        with evaluation_mode_of(model):
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # the cumulative average
@@ -153,10 +153,11 @@ def reestimate_bn_(
             for batch in batches:
                 forward(model, batch)
                 count += 1
+        done = count > 0
     finally:
         for name, norm in norms.items():
             norm.momentum = momenta[name]
-            if count == 0:
+            if not done:
                 _buffer(norm.running_mean).copy_(before[name][0])
                 _buffer(norm.running_var).copy_(before[name][1])
     if count == 0:

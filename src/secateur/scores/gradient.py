@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from secateur.errors import check_choice
 from secateur.scores._wide import wide
 from secateur.types import Stats, Tensors
 
@@ -44,6 +45,9 @@ class WeightGradient:
     """
 
     sign: Literal["absolute", "signed", "descent"] = "absolute"
+
+    def __post_init__(self) -> None:
+        check_choice("weight_gradient: sign", self.sign, ("absolute", "signed", "descent"))
 
     @property
     def needs(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from secateur.errors import check_choice
 from secateur.scores._wide import wide
 from secateur.types import Stats, Tensors
 
@@ -37,6 +38,9 @@ class Magnitude:
     """
 
     p: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        check_choice("magnitude: p", self.p, (1, 2))
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError
-from secateur.forward import inference_mode_of
+from secateur.forward import evaluation_mode_of
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """``loss_fn(model, batch) -> scalar`` mean loss over the batch."""
@@ -53,7 +53,7 @@ def collect_gradients(
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with inference_mode_of(model), torch.enable_grad():
+        with evaluation_mode_of(model), torch.enable_grad():
             for batch in batches:
                 _add(sums, parameters, _loss(loss_fn, model, batch, count))
                 count += 1
@@ -71,7 +71,7 @@ def _loss(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise MissingStatsError(f"the loss must be one number per batch, got {got} on batch {index}; take its mean")
     if not bool(torch.isfinite(loss)):
-        raise MissingStatsError(f"the loss is {float(loss)} on batch {index}; gradients of it rank nothing")
+        raise MissingStatsError(f"the loss is {loss.item()} on batch {index}; gradients of it rank nothing")
     if not loss.requires_grad:
         raise MissingStatsError("the loss has no gradient: it was computed without grad or from detached tensors")
     return loss

@@ -340,7 +340,8 @@ def _check_counts(allocation: Allocation, units: Mapping[str, Units], kept: floa
         _require(torch.equal(u.scores, before[name]), allocation, f"{at}: changed the scores of {name}")
     spent = sum(_best_cost(u, counts[name]) for name, u in units.items())
     _require(spent <= kept + 1e-9 * max(kept, 1.0), allocation, f"{at}: keeps {counts}, which costs {spent:g}")
-    if exact:
+    living = sum(_best_cost(u, int((~torch.isneginf(u.scores)).sum())) for u in units.values())
+    if exact and kept <= living:
         _require(spent == kept, allocation, f"{at}: keeps {counts}, {spent:g} in total; unit costs can meet it exactly")
     alive = {name: int((~torch.isneginf(u.scores)).sum()) for name, u in units.items()}
     if kept <= sum(_best_cost(u, alive[name]) for name, u in units.items()):
