@@ -58,7 +58,11 @@ GRADUAL = BASE | {
     },
     "checkpoint": {"every_steps": 2},
 }
-RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL}
+MAPPED = GRADUAL | {
+    "data": {"factory": "tests.pipeline.tiny:noisy", "batch_size": 8},
+    "checkpoint": {"every_steps": 1},
+}
+RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL, "mapped": MAPPED}
 
 
 class Killer(Silent):
@@ -161,10 +165,12 @@ def test_killed_again_and_again_at_random_instants(name: str, tmp_path: Path) ->
     assert_same(tmp_path / "whole", directory)
 
 
-def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factory", ["data", "noisy"])
+def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(factory: str, tmp_path: Path) -> None:
     recipe = from_dict(
         BASE
         | {
+            "data": {"factory": f"tests.pipeline.tiny:{factory}", "batch_size": 8},
             "prune": {"target": {"sparsity": 0.0}},
             "recover": {"retrain": {"name": "weight_rewinding", "epochs": 2}},
         }

@@ -33,10 +33,14 @@ def resolve(reference: str, *, base: Path, field: str) -> Any:
     where, _, name = reference.partition(":")
     if where.endswith(".py"):
         path = base / where
-        spec = importlib.util.spec_from_file_location(f"secateur_recipe_{path.stem}", path)
-        if spec is None or spec.loader is None or not path.is_file():
+        if not path.is_file():
             raise RecipeError(f"{field}: no file {path}")
-        name_of_module = f"secateur_recipe_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode()).hexdigest()[:8]}"
+        # By content too: a file that was edited is another module.
+        digest = hashlib.blake2b(str(path.resolve()).encode() + path.read_bytes(), digest_size=4).hexdigest()
+        name_of_module = f"secateur_recipe_{path.stem}_{digest}"
+        spec = importlib.util.spec_from_file_location(name_of_module, path)
+        if spec is None or spec.loader is None:
+            raise RecipeError(f"{field}: {path} cannot be imported")
         module = sys.modules.get(name_of_module) or importlib.util.module_from_spec(spec)
         if name_of_module not in sys.modules:
             sys.modules[name_of_module] = module  # where dataclasses and pickle look a class's module up
