@@ -28,7 +28,7 @@ from secateur import Method, Target, prune_, reestimate_bn_, rematch_bn_
 from secateur.pipeline.finish import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
-SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7)
+SPARSITIES = (0.0, 0.3, 0.5, 0.6)
 SAMPLES = 256
 
 
