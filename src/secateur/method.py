@@ -53,7 +53,8 @@ class Method:
         pattern: What is removed together.
         allocate: How much where; global by default, layerwise where the pattern fixes the density.
         schedule: When, and how fast.
-        when: Whether the schedule's clock starts with training or after it.
+        when: Whether a recipe's clock starts with training or after it. A :class:`~secateur.pruner.Pruner` in your
+            own loop starts it with the first ``step()``.
         include: Shell patterns of the weights to prune.
         exclude: Shell patterns of the weights to leave alone.
         types: Module class names to consider.

@@ -20,7 +20,8 @@ class Channel:
     """All weights of one output unit, with its bias, as one unit.
 
     Realised here as a mask over the layer's own weight and bias. What depends on the unit in other layers (the next
-    layer's inputs, a norm's scale and shift) is not touched, so a masked network still carries them.
+    layer's inputs, a norm's scale and shift) is not touched, so a masked network still carries them. The budget counts
+    weights; the biases that die with their units come on top, and a target in parameters reports them as achieved.
 
     Args:
         reduce_by: How element scores become the unit's: ``mean`` (comparable between layers), ``sum`` (the L1 norm
