@@ -45,7 +45,7 @@ def by_hand(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> dict[str, li
     return out
 
 
-@pytest.mark.parametrize("needs", [{"gradient"}, {"absolute_gradient"}, BOTH], ids=str)
+@pytest.mark.parametrize("needs", [{"gradient"}, {"absolute_gradient"}, BOTH], ids=lambda n: "+".join(sorted(n)))
 def test_averages_are_manual_loops(needs: set[str]) -> None:
     model, data = network(), batches()
     got = collect_gradients(model, weights_of(model), loss_fn, data, needs=frozenset(needs))
