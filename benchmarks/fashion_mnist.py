@@ -157,7 +157,8 @@ def machine() -> dict[str, Any]:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "threads_per_process": 1, "os": platform.platform(terse=True)}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"cpu": model, "cores": os.cpu_count(), "threads_per_process": 1, "os": system}
 
 
 def cache_of(folder: Path, net: str, protocol: Protocol, data: Data) -> Path:
