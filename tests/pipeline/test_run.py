@@ -183,6 +183,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(root)},
+        # A shell's background job hands SIGINT down ignored, and Python would leave it so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / "checkpoint.safetensors").exists():
