@@ -524,3 +524,18 @@ def test_a_score_of_the_wrong_shape_or_not_finite() -> None:
     ):
         with pytest.raises(SelectionError, match=message):
             prune_(mlp(), Method(target=HALF, score=Bad(function)))
+
+
+def test_a_part_of_a_plain_class_resumes_too() -> None:
+    class Plain:
+        """No dataclass: its repr carries an address."""
+
+        needs: frozenset[str] = frozenset()
+
+        def __call__(self, weights: dict[str, Tensor], stats: object) -> dict[str, Tensor]:
+            return {name: w.abs() for name, w in weights.items()}
+
+    first, second = (Pruner(mlp(), Method(target=HALF, score=Plain())) for _ in range(2))
+    first.prune()
+    second.load_state_dict(first.state_dict())
+    assert second.finished

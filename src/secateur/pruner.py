@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -251,6 +252,11 @@ class Pruner:
         return report
 
     @property
+    def _identity(self) -> str:
+        """The method in words, without the addresses that parts of plain classes print."""
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.method))
+
+    @property
     def updates(self) -> int:
         """Number of the schedule's updates that have run."""
         return self._updates
@@ -330,7 +336,7 @@ class Pruner:
         """Return everything needed to go on: masks, counters. Tensors and plain values only."""
         return {
             "version": STATE_VERSION,
-            "method": repr(self.method),
+            "method": self._identity,
             "steps": self._steps,
             "updates": self._updates,
             "asked": self._asked,
@@ -348,9 +354,9 @@ class Pruner:
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
             raise CheckpointError(f"this pruner state {what}; expected version {STATE_VERSION}")
-        if state["method"] != repr(self.method):
+        if state["method"] != self._identity:
             raise CheckpointError(
-                f"this pruner state comes from another method: it has {state['method']}, this pruner {self.method!r}"
+                f"this pruner state comes from another method: it has {state['method']}, this pruner {self._identity}"
             )
         check_masks(self.model, state["masks"])
         biases = {w.bias for w in self.found.weights.values() if w.bias is not None}
