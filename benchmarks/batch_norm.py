@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from photos.data import hits, load_images, names
 from secateur import Method, Target, prune_, reestimate_bn_, rematch_bn_
-from secateur.pipeline.finish import machine, versions
+from secateur.pipeline.environment import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 SPARSITIES = (0.0, 0.3, 0.5, 0.6)

@@ -44,6 +44,7 @@ from data import Data, hold_out, load  # noqa: E402
 
 from fashion_mnist_cells import Protocol, Run, cells_of, run_cell, run_dense  # noqa: E402
 from secateur import SecateurError  # noqa: E402
+from secateur.pipeline.environment import machine  # noqa: E402
 
 # For LeNet-5 the held-out images favour a rate of 0.05 by 0.3 points, but some seeds diverge at it.
 PROTOCOLS = {
@@ -151,16 +152,6 @@ def tune(net: str, protocol: Protocol, folder: str | None) -> dict[str, Any]:
     return {"lr": {f"{k:g}": v for k, v in dense.items()}, "retrain_lr": {f"{k:g}": v for k, v in retrained.items()}}
 
 
-def machine() -> dict[str, Any]:
-    """Describe the computer, so that a figure can be placed."""
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    system = f"{platform.system()} {platform.machine()}"
-    return {"cpu": model, "cores": os.cpu_count(), "threads_per_process": 1, "os": system}
-
-
 def cache_of(folder: Path, net: str, protocol: Protocol, data: Data) -> Path:
     """Return the folder of the cells that may stand side by side: same settings, library versions and data."""
     labels = zlib.crc32(data.train_labels.numpy().tobytes() + data.test_labels.numpy().tobytes())
@@ -195,7 +186,7 @@ def run_all(args: argparse.Namespace, protocols: dict[str, Protocol]) -> dict[st
         "cell_seconds": round(sum(r["seconds"] for r in cells), 1),
         "processes": args.jobs,
         "cells_from_cache": resumed,
-        "machine": machine(),
+        "machine": machine() | {"threads_per_process": 1},
         "versions": {"python": platform.python_version()} | {p: version(p) for p in ("secateur", "torch", "numpy")},
         "data": {
             "name": "Fashion-MNIST",

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from secateur import Method, Pruner, Target
-from secateur.pipeline.finish import machine, versions
+from secateur.pipeline.environment import machine, versions
 from secateur.select import keep_top_k
 
 RESULTS = Path(__file__).parent / "results"

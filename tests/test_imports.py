@@ -30,7 +30,7 @@ PARTS = {
     "codec",
     "sparse",
 }
-MIDDLE = {"method", "pruner", "pipeline", "recipe", "recipe_files", "inspection", "zoo", "testing"}
+MIDDLE = {"facts", "method", "pruner", "pipeline", "recipe", "recipe_files", "inspection", "zoo", "testing"}
 TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -28,3 +29,17 @@ def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+@contextmanager
+def attention_fast_path(enabled: bool) -> Iterator[None]:
+    """Allow or forbid PyTorch's fused attention in evaluation mode, and put the setting back.
+
+    Its nested tensors fit into no graph, its products cannot be counted, and it returns zeros at padded positions.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -200,8 +200,9 @@ def make_masks(
         if name not in scores or scores[name].shape != values[name].shape:
             got = tuple(scores[name].shape) if name in scores else "nothing"
             raise SelectionError(f"{name}: {method.score} returned {got} for a weight of shape {weight.shape}")
-        # Checked again as units: a sum over a block can overflow where its elements did not.
-        reduced = check_scores(name, method.pattern.reduce(weight, check_scores(name, scores.pop(name))))
+        reduced = method.pattern.reduce(weight, check_scores(name, scores.pop(name)))
+        if reduced.numel() != weight.numel:  # a sum over a block can overflow where its elements did not
+            reduced = check_scores(name, reduced)
         if previous is not None:
             reduced = reduced.masked_fill(~method.pattern.reduce(weight, previous[name]), -torch.inf)
         size = method.pattern.sizes(weight)
@@ -249,13 +250,16 @@ def check_reachable(weights: Mapping[str, Weight], method: Method, budget: Budge
         least += smallest * count * budget.cost[name]
         most += (float(size.max()) if isinstance(size, Tensor) else size) * highest * budget.cost[name]
     if any(_override(method, name) is not None for name in weights) and budget.kept > most + 1e-9 * budget.total:
-        raise TargetError(
-            f"the overrides remove more than the target asks: at most {most:g} of {budget.total:g} {budget.currency} "
-            f"stay even with every other layer dense, but the target keeps {budget.kept:g}. Lower the overrides or "
-            "raise the target"
-        )
+        raise _overrun(most, budget.kept, budget)
     if budget.kept < least - 1e-9 * budget.total:
         raise Infeasible(least, budget.kept)
+
+
+def _overrun(most: float, kept: float, budget: Budget) -> TargetError:
+    return TargetError(
+        f"the overrides remove more than the target asks: at most {most:g} of {budget.total:g} {budget.currency} stay "
+        f"even with every other layer dense, but the target keeps {kept:g}. Lower the overrides or raise the target"
+    )
 
 
 def _override(method: Method, name: str) -> float | None:
@@ -283,10 +287,7 @@ def _counts(units: Mapping[str, Units], method: Method, budget: Budget, kept: fl
     if kept < lowest - 1e-9 * budget.total:
         raise Infeasible(lowest, kept)
     if fixed and kept > highest + max(price[name](1) for name in fixed):
-        raise TargetError(
-            f"the overrides remove more than the target asks: {highest:g} of {budget.total:g} {budget.currency} stay "
-            f"even with every other layer dense, but the target keeps {kept:g}. Lower the overrides or raise the target"
-        )
+        raise _overrun(highest, kept, budget)
     if method.allocate is None:
         raise AssertionError("set when the method was built")
     # Not under the floors by a rounding error: an allocation would then have to break one.

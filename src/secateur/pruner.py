@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import CheckpointError, MissingStatsError, PatternError, TargetError, WeightError
+from secateur.facts import model_facts
 from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
 from secateur.method import Infeasible, Method, as_method, check_reachable, make_masks
 from secateur.prunable import Found, find_prunable, matches
 from secateur.schedules import one_shot
 from secateur.stats import STATISTICS, collect_gradients
 from secateur.stats.gradients import LossFn
-from secateur.targets import ModelFacts, Target, unreachable
+from secateur.targets import Target, unreachable
 from secateur.types import LayerReport, Masks, PruneReport, Stats
 
 STATE_VERSION = 1
@@ -96,13 +98,11 @@ class Pruner:
             self.model, include=method.include, exclude=method.exclude, types=method.types
         )
         self._check_parts()
-        self.facts = model_facts(self.model, self.found, example_inputs if method.goal.kind == "macs" else None)
-        self._leave_out_idle_weights()
+        inputs = example_inputs if method.goal.kind == "macs" else None
+        self.found, self.facts = model_facts(self.model, self.found, inputs)
         self.budget = method.goal.budget(self.facts)
-        try:
+        with self._in_the_targets_words():
             check_reachable(self.found.weights, method, self.budget)
-        except Infeasible as refusal:
-            raise unreachable(method.goal, method.goal.measure(self.facts, refusal.least)) from None
         self._asked = method.goal.measure(self.facts, self.budget.total)
         self._hook = MaskHook(self.model, self.masks)
         self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
@@ -113,16 +113,13 @@ class Pruner:
         if ema is not None:
             self.attach_ema(ema)
 
-    def _leave_out_idle_weights(self) -> None:
-        """Leave weights that multiply nothing out of a target in MACs: removing them would bring it no nearer."""
-        idle = [name for name, macs in (self.facts.macs or {}).items() if macs == 0]
-        if not idle or len(idle) == len(self.found.weights):
-            return
-        weights = {name: w for name, w in self.found.weights.items() if name not in idle}
-        skipped = dict(self.found.skipped) | dict.fromkeys(idle, "multiplies nothing in a forward pass")
-        self.found = replace(self.found, weights=weights, skipped=skipped)
-        macs = {name: m for name, m in (self.facts.macs or {}).items() if name not in idle}
-        self.facts = replace(self.facts, numel={name: w.numel for name, w in weights.items()}, macs=macs)
+    @contextmanager
+    def _in_the_targets_words(self) -> Iterator[None]:
+        """Turn what the floors cost into how far the target can go."""
+        try:
+            yield
+        except Infeasible as refusal:
+            raise unreachable(self.method.goal, self.method.goal.measure(self.facts, refusal.least)) from None
 
     def _check_pattern(self) -> None:
         """Refuse once, naming every weight that the pattern does not fit."""
@@ -269,8 +266,13 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now."""
-        kept = sum(int(self.masks[n].sum()) if n in self.masks else w.numel for n, w in self.found.weights.items())
-        return 1.0 - kept / self.facts.prunable
+        return 1.0 - sum(row.kept for row in self._rows()) / self.facts.prunable
+
+    def _rows(self) -> tuple[LayerReport, ...]:
+        return tuple(
+            LayerReport(name, w.shape, w.numel, int(self.masks[name].sum()) if name in self.masks else w.numel)
+            for name, w in self.found.weights.items()
+        )
 
     def _prune_to(self, sparsity: float, *, last: bool) -> None:
         total = self.budget.total
@@ -279,7 +281,7 @@ class Pruner:
             kept = total - round(total - kept)
         tensors = {name: p.detach() for name, p in parameters_of(self.model, self.found.weights).items()}
         previous = {name: self.masks[name] for name in self.found.weights} if self.masks else None
-        try:
+        with self._in_the_targets_words():
             masks = make_masks(
                 self.found.weights,
                 tensors,
@@ -289,8 +291,6 @@ class Pruner:
                 stats=self._collect(),
                 previous=previous,
             )
-        except Infeasible as refusal:
-            raise unreachable(self.method.goal, self.method.goal.measure(self.facts, refusal.least)) from None
         self._asked = self.method.goal.value if last else self.method.goal.measure(self.facts, total - sparsity * total)
         self._set(masks)
         for optimizer, _ in self._optimizers.values():
@@ -313,10 +313,7 @@ class Pruner:
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
-        rows = tuple(
-            LayerReport(name, w.shape, w.numel, int(self.masks[name].sum()) if name in self.masks else w.numel)
-            for name, w in self.found.weights.items()
-        )
+        rows = self._rows()
         left = sum(row.kept * self.budget.cost[row.name] for row in rows)
         if self.method.goal.kind in ("kept_parameters", "compression_ratio"):
             # These count the whole model, and so the biases that went with their units.
@@ -370,28 +367,6 @@ class Pruner:
             )
         self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
         self._set({name: mask.clone() for name, mask in state["masks"].items()})
-
-
-def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] | None) -> ModelFacts:
-    """Count what targets are measured in.
-
-    Args:
-        model: The model.
-        found: Its prunable weights.
-        example_inputs: Inputs of one forward pass; without them MACs are not counted.
-
-    Returns:
-        The facts.
-    """
-    numel = {name: w.numel for name, w in found.weights.items()}
-    parameters = sum(p.numel() for p in model.parameters())
-    if example_inputs is None:
-        return ModelFacts(numel, parameters)
-    from secateur.metrics import count_macs
-
-    count = count_macs(model, example_inputs)
-    macs = {name: count.per_weight[name].macs if name in count.per_weight else 0 for name in numel}
-    return ModelFacts(numel, parameters, macs, count.dense - sum(macs.values()))
 
 
 def prune_(

@@ -28,6 +28,7 @@ from pydantic import (
 
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError, SecateurError, TargetError, nearest
+from secateur.export import FORMATS
 from secateur.method import Method, Override
 from secateur.patterns import PATTERNS
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
@@ -245,10 +246,9 @@ class Recipe(Section):
         check_optimizer(self.train.optimizer.name, self.train.optimizer.options)
         build_part(LEARNING_RATES, self.train.lr_schedule, "train.lr_schedule")
         TASKS[self.task]
-        formats = ("safetensors", "onnx", "pt2")
         for name in self.export:
-            if name not in formats:
-                raise RecipeError(f"export: unknown format {name!r}; {nearest(name, formats)}")
+            if name not in FORMATS:
+                raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
         recovery.training_epoch(self.train.epochs)
         schedule = method.schedule
         if schedule.unit == "epochs":

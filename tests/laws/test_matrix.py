@@ -9,10 +9,11 @@ from torch import Tensor, nn
 import cases
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import PatternError, TargetError
+from secateur.facts import model_facts
 from secateur.method import Method
 from secateur.patterns import PATTERNS
 from secateur.prunable import find_prunable
-from secateur.pruner import model_facts, prune_
+from secateur.pruner import prune_
 from secateur.targets import Target
 from secateur.types import Budget, Pattern, Weight
 
@@ -64,7 +65,7 @@ def test_asked_is_achieved(kind: str, pattern: cases.Case, allocate: cases.Case,
     parts = PATTERNS[pattern.name](**pattern.kwargs), ALLOCATIONS[allocate.name](**allocate.kwargs)
     method = Method(target=target, pattern=parts[0], allocate=parts[1])
     found = find_prunable(model).weights
-    budget = target.budget(model_facts(model, find_prunable(model), inputs))
+    budget = target.budget(model_facts(model, find_prunable(model), inputs)[1])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     try:
         pruned = prune_(model, method, example_inputs=inputs)

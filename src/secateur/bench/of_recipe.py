@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,11 @@ from torch.utils.data import Subset
 from secateur.bench.sensitivity import Figure, Progress, SensitivityResult, sensitivity
 from secateur.checkpoint import load_weights
 from secateur.errors import DataError, RecipeError, nearest
-from secateur.forward import call_model
 from secateur.masks import parameters_of
 from secateur.method import Method
-from secateur.pipeline.data import Data, Split, batches, derive_seed, length, order_of
+from secateur.pipeline.data import Data, Split, derive_seed, length, order_of, sample_inputs, score_batches
 from secateur.pipeline.factories import make_data, make_model
-from secateur.pipeline.tasks import TASKS, Task, evaluate
+from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
 from secateur.prunable import find_prunable
 from secateur.recipe import Recipe
 from secateur.recover import rematch_bn_
@@ -133,19 +131,12 @@ def _stats(model: nn.Module, method: Method, task: Task, train: Split, recipe: R
         return {}
     found = find_prunable(model, include=method.include, exclude=method.exclude, types=method.types)
 
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        return task.loss(call_model(model, batch[0]), batch[1])
-
-    def some() -> Iterator[Any]:
-        order = order_of(train, recipe.seed, "score")
-        return islice(batches(train, recipe.data.batch_size, order=order), recipe.prune.score_batches)
-
-    return collect_gradients(model, parameters_of(model, found.weights), loss, some(), needs=method.score.needs)
+    some = score_batches(train, recipe.seed, size=recipe.data.batch_size, count=recipe.prune.score_batches)
+    parameters = parameters_of(model, found.weights)
+    return collect_gradients(model, parameters, partial(loss_of, task), some, needs=method.score.needs)
 
 
 def _repair(model: nn.Module, train: Split, recipe: Recipe) -> Callable[[nn.Module], object]:
     dense = copy.deepcopy(model)
-    count = min(recipe.recover.batch_norm_samples, length(train))
-    order = order_of(train, recipe.seed, "batch norm")[:count]
-    inputs = next(batches(train, count, order=order))[0]
+    inputs = sample_inputs(train, recipe.seed, "batch norm", recipe.recover.batch_norm_samples)
     return lambda pruned: rematch_bn_(pruned, dense, inputs)

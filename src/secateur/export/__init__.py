@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.checkpoint import check_masks
-from secateur.errors import ExportError, MissingExtraError, UnknownNameError, nearest
+from secateur.errors import ExportError, UnknownNameError, nearest
 from secateur.export import onnx, pt2, tensors
 from secateur.export._cases import prepare
 from secateur.export._checks import Export, check_zeros
-from secateur.export._common import plain_attention
+from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.types import Tensors
 
 __all__ = ["FORMATS", "Export", "check_formats", "export_model"]
@@ -35,11 +34,9 @@ def check_formats(formats: Sequence[str]) -> None:
     """
     for name in formats:
         if name not in FORMATS:
-            raise UnknownNameError(f"unknown export format {name!r}; {nearest(name, FORMATS)}")
+            raise UnknownNameError(f"unknown export format {name!r}; {nearest(str(name), FORMATS)}")
     if "onnx" in formats:
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtraError(package, "onnx")
+        onnx.require()
 
 
 def export_model(
@@ -88,23 +85,17 @@ def export_model(
     check_zeros(dict(model.named_parameters(remove_duplicate=False)), masks, "the model")
     positional = (args,) if isinstance(args, Tensor) else tuple(args)
     folder = Path(out_dir)
-    modes = {module: module.training for module in model.modules()}
     done = []
-    try:
-        model.eval()
-        with torch.no_grad(), plain_attention():
-            graphs = [form for form in formats if form != "safetensors"]
-            job = prepare(model, positional, kwargs or {}, masks=masks, tolerance=tolerance) if graphs else None
-            _make_folder(folder)
-            for form in formats:
-                path = folder / f"{name}.{form}"
-                if job is None or form == "safetensors":
-                    done.append(tensors.write(model, path, masks))
-                else:
-                    done.append((onnx if form == "onnx" else pt2).write(job, path))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode_of(model), torch.no_grad(), attention_fast_path(False):
+        graphs = [form for form in formats if form != "safetensors"]
+        job = prepare(model, positional, kwargs or {}, masks=masks, tolerance=tolerance) if graphs else None
+        _make_folder(folder)
+        for form in formats:
+            path = folder / f"{name}.{form}"
+            if job is None or form == "safetensors":
+                done.append(tensors.write(model, path, masks))
+            else:
+                done.append((onnx if form == "onnx" else pt2).write(job, path))
     return done
 
 
@@ -112,17 +103,13 @@ def _check_request(formats: Sequence[str], name: str, tolerance: float) -> None:
     """Refuse what can be refused before anything is written."""
     if isinstance(formats, str):
         raise ExportError(f"formats={formats!r}: expected a list of names, such as [{formats!r}]")
-    for form in formats:
-        if form not in FORMATS:
-            raise UnknownNameError(f"unknown export format {form!r}; {nearest(str(form), FORMATS)}")
+    check_formats(formats)
     if len(set(formats)) != len(formats):
         raise ExportError(f"formats={list(formats)!r}: a format comes twice")
     if not name or Path(name).name != name or name in (".", ".."):
         raise ExportError(f"name={name!r}: expected the name of a file without folder, such as 'model'")
     if not tolerance >= 0:
         raise ExportError(f"tolerance={tolerance!r}: expected a number of at least 0")
-    if "onnx" in formats:
-        onnx.require()
 
 
 def _make_folder(folder: Path) -> None:

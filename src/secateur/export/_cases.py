@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import ExportError
 from secateur.export._common import CAPTURE_ERRORS, difference, first_line, plain, quiet, tensors_of
+from secateur.forward import attention_fast_path
 from secateur.types import Tensors
 
 
@@ -104,13 +105,8 @@ def _fast_path(model: nn.Module, given: Case, tolerance: float) -> tuple[str, ..
     """
     if not any(isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer) for module in model.modules()):
         return ()
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(True)
-    try:
-        with quiet():
-            fast = _case(model, given.label, (given.args, given.kwargs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with attention_fast_path(True), quiet():
+        fast = _case(model, given.label, (given.args, given.kwargs))
     gap = max(difference(a, b) for a, b in zip(given.outputs, fast.outputs, strict=True))
     if gap <= tolerance:
         return ()

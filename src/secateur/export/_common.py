@@ -43,17 +43,6 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Turn off PyTorch's fast path for attention in eval mode: no graph can hold its nested tensors."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
 def plain(output: Any) -> Any:
     """Turn dataclasses that PyTorch cannot take apart into dicts of their fields."""
     if dataclasses.is_dataclass(output) and not isinstance(output, type) and type(output) not in pytree.SUPPORTED_NODES:

@@ -9,12 +9,12 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
-import torch.backends.mha
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import MetricsError
+from secateur.forward import attention_fast_path
 from secateur.metrics.params import tie_key
 
 META = torch.device("meta")
@@ -86,14 +86,9 @@ def meta_forward() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # Not inference_mode: under it composite operators reach a dispatch mode whole.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), META:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    # Not inference_mode: under it composite operators reach a dispatch mode whole.
+    with attention_fast_path(False), torch.random.fork_rng(devices=[]), torch.no_grad(), META:
+        yield
 
 
 def _twin(tensor: Tensor, tied: dict[tuple[object, ...], Tensor]) -> Tensor:

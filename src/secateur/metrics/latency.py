@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MetricsError
+from secateur.forward import evaluation_mode_of
 
 REALISED = ("mask", "slice", "sparse")
 """How a mask became physical: not at all, as smaller tensors, or as a sparse format that its runtime uses."""
@@ -63,20 +64,16 @@ def inference(models: Sequence[object], threads: int | None = None) -> Iterator[
     Yields:
         Nothing.
     """
-    flags = [(m, m.training) for model in models if isinstance(model, nn.Module) for m in model.modules()]
     before = torch.get_num_threads()
-    try:
-        for module, _ in flags:
-            module.training = False
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(evaluation_mode_of(model))
         if threads is not None:
+            stack.callback(torch.set_num_threads, before)
             torch.set_num_threads(threads)
-        with torch.inference_mode():
-            yield
-    finally:
-        if threads is not None:
-            torch.set_num_threads(before)
-        for module, training in flags:
-            module.training = training
+        stack.enter_context(torch.inference_mode())
+        yield
 
 
 def input_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> list[Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,17 @@ def batches(split: Split, size: int, *, order: Tensor | None = None, start: int 
     # A generator of its own: the loader would otherwise draw a seed from the global one, and a run taken up in the
     # middle of an epoch would draw once more than one that was not.
     yield from DataLoader(split, batch_sampler=groups, collate_fn=default_collate, generator=torch.Generator())
+
+
+def score_batches(split: Split, seed: int, *, size: int, count: int) -> Iterator[tuple[Any, Tensor]]:
+    """Yield the batches that a score may look at: the same in every call."""
+    return islice(batches(split, size, order=order_of(split, seed, "score")), count)
+
+
+def sample_inputs(split: Split, seed: int, purpose: str, count: int) -> Any:
+    """Return the inputs of ``count`` random samples (or of all, if fewer) as one batch, the same in every call."""
+    order = order_of(split, seed, purpose)[:count]
+    return next(batches(split, len(order), order=order))[0]
 
 
 def first_inputs(split: Split, count: int) -> Any:

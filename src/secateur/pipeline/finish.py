@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur import __version__
 from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
 from secateur.metrics import measure_latency, profile
 from secateur.pipeline.data import first_inputs
+from secateur.pipeline.directory import DENSE
+from secateur.pipeline.environment import machine, versions
 from secateur.pipeline.tasks import evaluate
 from secateur.types import Tensors
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from secateur.pipeline.run import Runner
 
 HISTOGRAM_BINS = 60
-DENSE = "dense.safetensors"
 
 
 def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
@@ -154,38 +151,3 @@ def _histogram(name: str, dense: nn.Module, pruned: nn.Module, masks: Tensors) -
 
     edges = [low + (high - low) * i / HISTOGRAM_BINS for i in range(HISTOGRAM_BINS + 1)]
     return {"edges": edges, "dense": counts(before), "pruned": counts(after)}  # type: ignore[dict-item]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what the figures depend on."""
-    out = {"secateur": __version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "safetensors", "onnx", "onnxruntime"):
-        try:
-            out[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine, as far as it says."""
-    import os
-
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": pages,
-        "os": f"{platform.system()} {platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if sys.platform == "linux" and info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

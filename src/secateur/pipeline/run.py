@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,35 @@ from secateur.checkpoint import (
     capture_rng,
     load_tree,
     load_weights,
-    remove_stale,
     restore_rng,
     save_model,
     save_tree,
-    write_atomic,
 )
-from secateur.errors import CheckpointError, DataError, RecipeError
+from secateur.errors import DataError, RecipeError
 from secateur.export import check_formats
-from secateur.forward import call_model
 from secateur.masks import apply_masks_, clear_optimizer_state_
-from secateur.pipeline.data import Data, Split, batches, derive_seed, length, order_of, seed_everything
+from secateur.pipeline.data import (
+    Data,
+    Split,
+    batches,
+    derive_seed,
+    length,
+    order_of,
+    sample_inputs,
+    score_batches,
+    seed_everything,
+)
+from secateur.pipeline.directory import CHECKPOINT, DENSE, REWIND, check_directory, claim
 from secateur.pipeline.events import EventLog, Listener, Silent
 from secateur.pipeline.factories import make_data, make_model
-from secateur.pipeline.finish import DENSE, finish
+from secateur.pipeline.finish import finish
 from secateur.pipeline.optim import build_optimizer
 from secateur.pipeline.plan import Stage, plan_of
-from secateur.pipeline.tasks import TASKS, Task, evaluate
+from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
 from secateur.pruner import Pruner
 from secateur.recipe import Recipe
 from secateur.recover import reestimate_bn_, rematch_bn_
 from secateur.types import Masks, PruneReport
-
-CHECKPOINT = "checkpoint.safetensors"
-REWIND = "rewind.safetensors"
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of w
         CheckpointError: When the directory holds another run, or a checkpoint cannot be read or written.
     """
     directory = Path(directory)
-    _check_directory(directory, recipe, resume)
+    check_directory(directory, recipe, resume=resume)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     seed_everything(derive_seed(recipe.seed, "init"))
@@ -130,44 +134,13 @@ def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of w
         seed_everything(derive_seed(recipe.seed, "data"))
         data = make_data(recipe.data.factory, recipe.data.args, base=Path(base))
     runner = Runner(recipe, directory, model, data, listener or Silent())
-    _claim(directory, recipe)  # only now: a recipe that cannot be carried out must not leave a run behind
+    claim(directory, recipe)  # only now: a recipe that cannot be carried out must not leave a run behind
     result = runner.run(resume=resume, command=command)
     if report:
         from secateur.report import load_run, write_report
 
         write_report([load_run(directory)], directory / "report.html")
     return RunResult(directory, model, runner.pruner.masks, result)
-
-
-def _check_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
-    """Refuse a directory that holds anything but this recipe's own unfinished run."""
-    written = directory / "recipe.toml"
-    if written.exists():
-        if not resume:
-            raise CheckpointError(
-                f"{directory} already holds a run; go on with it (resume), or choose another directory"
-            )
-        if written.read_text() != recipe.to_toml():
-            raise CheckpointError(f"{written} differs from this recipe: a run can only go on with the recipe it began")
-        return
-    try:
-        found = directory.exists() and any(not p.name.endswith(".tmp") for p in directory.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be used as a run directory: {error.strerror}") from None
-    if found:
-        raise CheckpointError(f"{directory} is not empty and holds no run; choose another directory")
-    if resume:
-        raise CheckpointError(f"{directory} holds no run to go on with")
-
-
-def _claim(directory: Path, recipe: Recipe) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be created: {error.strerror}") from None
-    remove_stale(directory)
-    if not (directory / "recipe.toml").exists():
-        write_atomic(directory / "recipe.toml", recipe.to_toml().encode())
 
 
 class Runner:
@@ -206,20 +179,16 @@ class Runner:
     # What a step looks at
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
-        outputs = call_model(model, batch[0])
-        if not isinstance(outputs, Tensor):
-            raise DataError(f"the model returned a {type(outputs).__name__}; this task needs one tensor of outputs")
-        return self.task.loss(outputs, batch[1])
+        return loss_of(self.task, model, batch)
 
     def _score_batches(self) -> Iterator[Any]:
-        order = order_of(self.data.train, self.recipe.seed, "score")
-        return islice(
-            batches(self.data.train, self.recipe.data.batch_size, order=order), self.recipe.prune.score_batches
+        recipe = self.recipe
+        return score_batches(
+            self.data.train, recipe.seed, size=recipe.data.batch_size, count=recipe.prune.score_batches
         )
 
     def _sample(self, purpose: str, count: int) -> Any:
-        order = order_of(self.data.train, self.recipe.seed, purpose)[:count]
-        return next(batches(self.data.train, count, order=order))[0]
+        return sample_inputs(self.data.train, self.recipe.seed, purpose, count)
 
     # The run
 
@@ -256,9 +225,10 @@ class Runner:
         if not (self.directory / DENSE).exists():
             self._save_dense()  # nothing was trained: the network that came is the dense one
         self._announce(f"pruning, round {stage.round}")
-        before = copy.deepcopy(self.model)
+        before = copy.deepcopy(self.model) if self._repairs_batch_norm else None
         self._pruned(self.pruner.prune(), stage)
-        self._repair_batch_norm(before, stage)
+        if before is not None:
+            self._repair_batch_norm(before, stage)
 
     def _train(self, stage: Stage) -> None:
         position = self.position
@@ -362,20 +332,21 @@ class Runner:
             total=total,
         )
 
+    @property
+    def _repairs_batch_norm(self) -> bool:
+        """Whether there is anything to repair, and no rewinding follows that puts all batch norms back anyway."""
+        if self.plan.rewind_epoch is not None or self.recipe.recover.batch_norm == "nothing":
+            return False
+        return any(isinstance(m, _BatchNorm) for m in self.model.modules())
+
     def _repair_batch_norm(self, before: nn.Module, stage: Stage) -> None:
         """Undo what this pruning step did to the batch norms; ``before`` is the network just before it.
 
         Not the dense network of the first round: that would also undo what retraining taught scales and shifts since.
         """
-        kind = self.recipe.recover.batch_norm
-        if self.plan.rewind_epoch is not None:
-            return  # the rewinding that follows puts all batch norms back anyway
-        if kind == "nothing" or not any(isinstance(m, _BatchNorm) for m in self.model.modules()):
-            return
-        count = min(self.recipe.recover.batch_norm_samples, length(self.data.train))
-        inputs = self._sample("batch norm", count)
+        kind, count = self.recipe.recover.batch_norm, self.recipe.recover.batch_norm_samples
         if kind == "rematch":
-            moved = rematch_bn_(self.model, before, inputs)
+            moved = rematch_bn_(self.model, before, self._sample("batch norm", count))
         else:
             order = order_of(self.data.train, self.recipe.seed, "batch norm")[:count]
             size = self.recipe.data.batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,23 @@ def regression() -> Task:
 TASKS = Registry("task", {"classification": classification, "regression": regression})
 
 
+def outputs_of(model: nn.Module, inputs: Any) -> Tensor:
+    """Run the model on one batch of inputs.
+
+    Raises:
+        DataError: When its output is not one tensor.
+    """
+    outputs = call_model(model, inputs)
+    if not isinstance(outputs, Tensor):
+        raise DataError(f"the model returned a {type(outputs).__name__}; this task needs one tensor of outputs")
+    return outputs
+
+
+def loss_of(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """Return the task's mean loss on one batch of (inputs, targets)."""
+    return task.loss(outputs_of(model, batch[0]), batch[1])
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, task: Task, *, batch_size: int) -> dict[str, float]:
     """Run the model over a split, in evaluation mode.
@@ -80,9 +98,7 @@ def evaluate(model: nn.Module, split: Split, task: Task, *, batch_size: int) -> 
     n = 0
     with evaluation_mode_of(model):
         for inputs, targets in batches(split, batch_size):
-            outputs = call_model(model, inputs)
-            if not isinstance(outputs, Tensor):
-                raise DataError(f"the model returned a {type(outputs).__name__}; this task needs one tensor of outputs")
+            outputs = outputs_of(model, inputs)
             count = len(targets)
             sums["loss"] += float(task.loss(outputs, targets)) * count
             for name, value in task.figures(outputs, targets).items():
