@@ -57,7 +57,20 @@ PATTERNS = (
     Case("channel", {"reduce_by": "l2"}),
 )
 
-ALLOCATIONS = (Case("layerwise"), Case("global"))
+GROUP_SCORES = (
+    Case("coupled"),
+    Case("coupled", {"reduce_by": "sum", "over": "out"}),
+    Case("coupled", {"reduce_by": "l2", "over": "in", "normalise": "mean"}),
+    Case("coupled", {"reduce_by": "max", "normalise": "max"}),
+    Case("coupled", {"over": "norm", "normalise": "l2"}),
+    Case("norm_scale"),
+    Case("geometric_median"),
+    Case("taylor"),
+    Case("taylor", {"form": "absolute"}),
+    Case("taylor", {"form": "signed"}),
+)
+
+ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
 
 SCHEDULES = (
     Case("one_shot", {}, {"updates": 1, "last": 0}),
@@ -75,6 +88,7 @@ SCHEDULES = (
 
 CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
+    "group score": GROUP_SCORES,
     "pattern": PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,

@@ -30,7 +30,18 @@ PARTS = {
     "codec",
     "sparse",
 }
-MIDDLE = {"facts", "method", "pruner", "pipeline", "recipe", "recipe_files", "inspection", "zoo", "testing"}
+MIDDLE = {
+    "facts",
+    "structure",
+    "method",
+    "pruner",
+    "pipeline",
+    "recipe",
+    "recipe_files",
+    "inspection",
+    "zoo",
+    "testing",
+}
 TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}

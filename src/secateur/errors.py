@@ -58,6 +58,14 @@ class ExportError(SecateurError):
     """An export failed, or the exported model does not equal the one it came from."""
 
 
+class GraphError(SecateurError):
+    """A model that cannot be pruned structurally as asked; names the module, the operator and the way out."""
+
+
+class PlanError(SecateurError):
+    """A pruning plan that does not fit the model it is applied to, or a file that is none."""
+
+
 class MetricsError(SecateurError):
     """A figure that cannot be counted or measured as asked; names what stopped it and what to do."""
 

@@ -18,7 +18,7 @@ from secateur.schedules import Schedule, one_shot
 from secateur.scores import Magnitude
 from secateur.select import check_scores, cost_of_best, live
 from secateur.targets import Target
-from secateur.types import Allocation, Budget, Masks, Pattern, Score, Stats, Tensors, Units, Weight
+from secateur.types import Allocation, Budget, GroupScore, Masks, Pattern, Score, Stats, Tensors, Units, Weight
 
 _OPTIONAL = ("target", "allocate")
 
@@ -49,7 +49,7 @@ class Method:
 
     Attributes:
         target: How much. May be left out where the pattern has one density (N:M).
-        score: Which weights matter.
+        score: Which weights matter. A group score rates whole units, and needs physical pruning (``shrink_``).
         pattern: What is removed together.
         allocate: How much where; global by default, layerwise where the pattern fixes the density.
         schedule: When, and how fast.
@@ -70,7 +70,7 @@ class Method:
     """
 
     target: Target | None = None
-    score: Score = field(default_factory=Magnitude)
+    score: Score | GroupScore = field(default_factory=Magnitude)
     pattern: Pattern = field(default_factory=Unstructured)
     allocate: Allocation | None = None
     schedule: Schedule = field(default_factory=one_shot)
@@ -102,16 +102,17 @@ class Method:
     def _check_types(self) -> None:
         if self.when not in ("during", "after"):
             raise RecipeError(f"method: when is 'during' or 'after', got {self.when!r}")
-        parts: dict[str, tuple[object, type[Any]]] = {
+        parts: dict[str, tuple[object, Any]] = {
             "target": (self.target, Target),
-            "score": (self.score, Score),
+            "score": (self.score, (Score, GroupScore)),
             "pattern": (self.pattern, Pattern),
             "allocate": (self.allocate, Allocation),
             "schedule": (self.schedule, Schedule),
         }
         for name, (value, kind) in parts.items():
             if isinstance(value, type) or not (isinstance(value, kind) or (value is None and name in _OPTIONAL)):
-                raise RecipeError(f"method: {name} must be a {kind.__name__}, got {value!r}")
+                wanted = getattr(kind, "__name__", "Score or GroupScore")
+                raise RecipeError(f"method: {name} must be a {wanted}, got {value!r}")
         for name in ("include", "exclude", "types"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(v, str) for v in value):
@@ -188,10 +189,16 @@ def make_masks(
         Masks of all weights, and of the biases that die with their units.
 
     Raises:
+        RecipeError: When the score rates coupled units.
         WeightError: When a weight is not finite.
         SelectionError: When a score is not finite or has the wrong shape.
         Infeasible: When ``kept`` is less than the floors of the layers cost.
     """
+    if not isinstance(method.score, Score):
+        raise RecipeError(
+            f"{method.score} rates whole units of coupled groups, which masks do not know: use secateur.make_plan or "
+            "secateur.shrink_, or an element score"
+        )
     for name in weights:
         _check_finite(name, values[name])
     scores = method.score({name: values[name].detach() for name in weights}, stats or {})

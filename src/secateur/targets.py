@@ -1,4 +1,4 @@
-"""How much: one number in one of four currencies, turned into a budget over the prunable weights."""
+"""How much: one number in one of five currencies, turned into a budget over the prunable weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.types import Budget
 _ROUNDING = 1 + Fraction(1, 10**13)
 """A ratio that was computed from whole numbers must give them back, although a float is a little off."""
 
-Kind = Literal["sparsity", "kept_parameters", "compression_ratio", "macs"]
+Kind = Literal["sparsity", "kept_parameters", "compression_ratio", "macs", "channels"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ class Target:
     ``compression_ratio`` :math:`P / (P - r)`       :math:`\lceil P - P/c \rceil`
     ``kept_parameters``   :math:`P - r`             :math:`P - v`
     ``macs``              fraction of the MACs left as many as the score's order needs
+    ``channels``          fraction of units left    whole units, counted over coupled groups
     ===================== ========================= ==========================================
 
+    ``channels`` counts units (channels, heads, neurons) of coupled groups, and belongs to physical pruning alone.
     ``sparsity`` counts prunable weights only; the other three count the whole model, so a bias or an embedding that
     cannot be pruned limits them. MACs are weighted by density: a masked model still executes the dense ones.
 
@@ -88,6 +90,7 @@ class Target:
             "kept_parameters": (0.0, math.inf),
             "compression_ratio": (1.0, math.inf),
             "macs": (0.0, 1.0),
+            "channels": (0.0, 1.0),
         }
         low, high = ranges[self.kind]
         if not (math.isfinite(self.value) and low <= self.value <= high):
@@ -108,6 +111,11 @@ class Target:
         """
         if self.kind == "macs":
             return self._macs_budget(facts)
+        if self.kind == "channels":
+            raise TargetError(
+                "a target in channels counts coupled units, which masks do not know: use secateur.make_plan or "
+                "secateur.shrink_, or another target"
+            )
         n, total = facts.prunable, facts.parameters
         removed = {
             "sparsity": lambda: round(self.value * n),
@@ -161,9 +169,10 @@ def unreachable(target: Target, limit: float) -> TargetError:
         "compression_ratio": "the highest compression ratio",
         "kept_parameters": "the fewest parameters",
         "macs": "the smallest fraction of MACs",
+        "channels": "the smallest fraction of channels",
     }[target.kind]
     # Rounded towards what is allowed: the number in the message can be asked for.
-    rounding = ROUND_CEILING if target.kind in ("macs", "kept_parameters") else ROUND_FLOOR
+    rounding = ROUND_CEILING if target.kind in ("macs", "kept_parameters", "channels") else ROUND_FLOOR
     shown = f"{Context(prec=12, rounding=rounding).create_decimal(Decimal(limit)).normalize():f}"
     return TargetError(
         f"target {target.kind}={target.value:g} cannot be reached: {words} that these weights, filters and floors "

@@ -67,11 +67,14 @@ class Units:
         scores: One score per unit, 1-D, float32 or float64; ``-inf`` marks a unit already pruned.
         cost: Cost of one unit, in the budget's currency: the same for all, or one per unit.
         floor: Fewest units that must stay.
+        kind: The same word for sets of units of one structure (the attention heads of all blocks), for allocations
+            that compare only like with like.
     """
 
     scores: Tensor
     cost: float | Tensor
     floor: int = 1
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,55 @@ class Score(Protocol):
 
     def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
         """Return one float score per element, of each weight's shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class MemberView:
+    """What a group of coupled units owns of one tensor.
+
+    Attributes:
+        name: Qualified name of the tensor.
+        role: ``"out"`` (rows that make the units), ``"in"`` (columns that read them), ``"norm"`` (scale of a
+            normalisation), ``"bias"`` or ``"other"``.
+        values: Shape (units, elements per unit).
+    """
+
+    name: str
+    role: str
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group of coupled units, as a score sees it.
+
+    Attributes:
+        name: Name of the group.
+        units: How many there are.
+        members: What they own, tensor by tensor.
+    """
+
+    name: str
+    units: int
+    members: tuple[MemberView, ...]
+
+    def of(self, *roles: str) -> tuple[MemberView, ...]:
+        """Return the members of some roles."""
+        return tuple(m for m in self.members if m.role in roles)
+
+
+@runtime_checkable
+class GroupScore(Protocol):
+    """Importance of every unit of a coupled group: higher means keep. A pure function."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the statistics that must be collected first."""
+        ...
+
+    def units(self, group: GroupView, stats: Stats) -> Tensor | None:
+        """Return one float score per unit, or ``None`` where the score says nothing about such a group."""
         ...
 
 

@@ -7,12 +7,13 @@ from secateur.allocate import ALLOCATIONS
 from secateur.patterns import PATTERNS
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
-from secateur.scores import SCORES
-from secateur.testing import check_allocation, check_pattern, check_schedule, check_score
-from secateur.types import Allocation, Pattern, Score
+from secateur.scores import GROUP_SCORES, SCORES
+from secateur.testing import check_allocation, check_group_score, check_pattern, check_schedule, check_score
+from secateur.types import Allocation, GroupScore, Pattern, Score
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
+    "group score": GROUP_SCORES,
     "pattern": PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
@@ -36,6 +37,13 @@ def test_score(case: cases.Case) -> None:
     score = SCORES[case.name](**case.kwargs)
     assert isinstance(score, Score)
     check_score(score, **case.notes)
+
+
+@pytest.mark.parametrize("case", cases.GROUP_SCORES, ids=str)
+def test_group_score(case: cases.Case) -> None:
+    score = GROUP_SCORES[case.name](**case.kwargs)
+    assert isinstance(score, GroupScore)
+    check_group_score(score)
 
 
 @pytest.mark.parametrize("case", cases.PATTERNS, ids=str)

@@ -1,9 +1,10 @@
 """How much to keep where."""
 
+from secateur.allocate.isomorphic import Isomorphic
 from secateur.allocate.layerwise import Layerwise
 from secateur.allocate.ranked import Global
 from secateur.registry import Registry
 
-ALLOCATIONS = Registry("allocate", {"layerwise": Layerwise, "global": Global})
+ALLOCATIONS = Registry("allocate", {"layerwise": Layerwise, "global": Global, "isomorphic": Isomorphic})
 
-__all__ = ["ALLOCATIONS", "Global", "Layerwise"]
+__all__ = ["ALLOCATIONS", "Global", "Isomorphic", "Layerwise"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from secateur.select import cost_of_best, live
 from secateur.types import Units
@@ -55,10 +56,10 @@ class Layerwise:
         for _ in range(64):
             middle = (low + high) / 2
             low, high = (middle, high) if cost(counts_at(middle)) <= slack else (low, middle)
-        counts = counts_at(low)
-        # What is left are layers that fall due at the very same density.
+        # A little less, so that no layer got in by a rounding error: what is left falls due at the very same density.
+        counts = counts_at(low * (1 - 1e-9))
         while open_ := [n for n in names if counts[n] < most[n]]:
-            due = min(open_, key=lambda n: ((counts[n] + 0.5) / size[n], n))
+            due = min(open_, key=lambda n: (Fraction(2 * counts[n] + 1, 2 * size[n]), n))
             if cost(counts | {due: counts[due] + 1}) > slack:
                 break
             counts[due] += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.errors import UnknownNameError, nearest
 
-# The value in the example, and what the number means; the docstring of Target has the formulas of all four.
+# The value in the example, and what the number means; the docstring of Target has the formulas of all.
 TARGETS: Mapping[str, tuple[float, str]] = {
     "sparsity": (0.9, "Fraction of the prunable weights that is removed."),
     "kept_parameters": (100_000, "Parameters of the whole model that stay."),

@@ -1,10 +1,32 @@
-"""Which weights matter: a pure function of weights and collected statistics."""
+"""Which weights matter: a pure function of weights and collected statistics.
+
+Element scores rate single weights; group scores rate whole coupled units (channels, heads) by everything they own.
+"""
 
 from secateur.registry import Registry
+from secateur.scores.coupled import Coupled
+from secateur.scores.geometric_median import GeometricMedian
 from secateur.scores.gradient import WeightGradient
 from secateur.scores.magnitude import Magnitude
+from secateur.scores.norm_scale import NormScale
 from secateur.scores.random import Random
+from secateur.scores.taylor import Taylor
 
 SCORES = Registry("score", {"random": Random, "magnitude": Magnitude, "weight_gradient": WeightGradient})
 
-__all__ = ["SCORES", "Magnitude", "Random", "WeightGradient"]
+GROUP_SCORES = Registry(
+    "group score",
+    {"coupled": Coupled, "norm_scale": NormScale, "geometric_median": GeometricMedian, "taylor": Taylor},
+)
+
+__all__ = [
+    "GROUP_SCORES",
+    "SCORES",
+    "Coupled",
+    "GeometricMedian",
+    "Magnitude",
+    "NormScale",
+    "Random",
+    "Taylor",
+    "WeightGradient",
+]

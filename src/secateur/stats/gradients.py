@@ -55,7 +55,7 @@ def collect_gradients(
             parameter.requires_grad_(True)
         with evaluation_mode_of(model), torch.enable_grad():
             for batch in batches:
-                _add(sums, parameters, _loss(loss_fn, model, batch, count))
+                _add(sums, parameters, loss_of(loss_fn, model, batch, count))
                 count += 1
     finally:
         for parameter in frozen:
@@ -65,7 +65,18 @@ def collect_gradients(
     return {need: {name: total.div_(count) for name, total in by_name.items()} for need, by_name in sums.items()}
 
 
-def _loss(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
+def loss_of(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
+    """Compute the loss of one batch.
+
+    Args:
+        loss_fn: Returns the scalar loss.
+        model: The model.
+        batch: One batch.
+        index: Its number, for the message.
+
+    Raises:
+        MissingStatsError: When it is not one finite number with a gradient.
+    """
     loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

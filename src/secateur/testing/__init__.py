@@ -12,6 +12,7 @@ pure-Python versions of what the library does fast.
 from secateur.testing.laws import (
     LAYOUTS,
     check_allocation,
+    check_group_score,
     check_pattern,
     check_schedule,
     check_score,
@@ -28,6 +29,7 @@ from secateur.testing.oracles import (
 __all__ = [
     "LAYOUTS",
     "check_allocation",
+    "check_group_score",
     "check_pattern",
     "check_schedule",
     "check_score",

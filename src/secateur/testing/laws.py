@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.errors import PatternError
 from secateur.schedules import Schedule
 from secateur.testing.oracles import select_k
-from secateur.types import Allocation, Pattern, Score, Stats, Tensors, Units, Weight
+from secateur.types import Allocation, GroupScore, GroupView, MemberView, Pattern, Score, Stats, Tensors, Units, Weight
 
 MakeStats = Callable[[frozenset[str], Tensors], Stats]
 
@@ -92,6 +92,49 @@ def check_score(
         _check_scores_of(score, weights, stats, str(dtype))
         if equivariant:
             _check_equivariant(score, weights["a.weight"], make_stats)
+
+
+def check_group_score(score: GroupScore) -> None:
+    """Check the laws of group scores: one finite number per unit, pure, and blind to the order of the units.
+
+    Args:
+        score: The score.
+
+    Raises:
+        AssertionError: When a law is broken.
+    """
+    _require(isinstance(score.needs, frozenset), score, f"needs must be a frozenset, got {score.needs!r}")
+    for units in (1, 2, 7):
+        group, stats = _synthetic_group(units, score.needs)
+        out = score.units(group, stats)
+        _require(out is not None, score, "says nothing about a group with makers, readers, biases and norms")
+        if out is None:
+            return
+        _require(tuple(out.shape) == (units,), score, f"returned {tuple(out.shape)} for {units} units")
+        _require(bool(torch.isfinite(out).all()), score, "not finite on finite input")
+        again = score.units(group, stats)
+        _require(again is not None and torch.equal(out, again), score, "differs from call to call")
+        turn = torch.arange(units - 1, -1, -1)
+        members = tuple(MemberView(m.name, m.role, m.values[turn]) for m in group.members)
+        turned_stats = {need: {n: t[turn] for n, t in table.items()} for need, table in stats.items()}
+        turned = score.units(GroupView(group.name, units, members), turned_stats)
+        same = turned is not None and torch.allclose(turned, out[turn], rtol=1e-9)
+        _require(same, score, "permuting the units does not permute their scores")
+        empty = score.units(GroupView(group.name, units, ()), {need: {} for need in score.needs})
+        _require(empty is None, score, "scores a group that owns nothing")
+
+
+def _synthetic_group(units: int, needs: frozenset[str]) -> tuple[GroupView, dict[str, dict[str, Tensor]]]:
+    """Make a group of a layer, its bias, its norm and two readers; statistics by member and by group."""
+    members = tuple(
+        MemberView(f"{role}{i}@0", role, _random((units, width), i))
+        for i, (role, width) in enumerate([("out", 9), ("bias", 1), ("norm", 1), ("bias", 1), ("in", 6), ("in", 4)])
+    )
+    stats: dict[str, dict[str, Tensor]] = {}
+    for i, need in enumerate(sorted(needs)):
+        table = {m.name: _random(tuple(m.values.shape), 50 + i).abs() for m in members}
+        stats[need] = {**table, "group": _random((units,), 90 + i).abs().double()}
+    return GroupView("group", units, members), stats
 
 
 def _check_scores_of(score: Score, weights: Tensors, stats: Stats, where: str) -> None:

@@ -1,0 +1,323 @@
+"""A plan: which indices stay, and which attributes change with them. Replays on a fresh instance, without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.checkpoint import write_atomic
+from secateur.errors import PlanError
+from secateur.graph.record import owned_tensors
+
+FORMAT = 1
+
+Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
+"""Tensor name -> dimension -> kept indices, ascending."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An attribute that the forward reads as a size.
+
+    Attributes:
+        module: Qualified name of the module, ``""`` for the model itself.
+        attribute: Its attribute, ``"num_heads"``, or one of an object it holds, ``"config.hidden_size"``.
+        old: Value before.
+        new: Value after.
+    """
+
+    module: str
+    attribute: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What structural pruning does to a model.
+
+    Attributes:
+        model: Class of the model, ``"torchvision.models.resnet.ResNet"``.
+        shapes: Shape before pruning of every tensor that shrinks.
+        kept: Kept indices.
+        edits: Attributes that change.
+        weights: Digest of the weights the plan was made from; empty where it does not matter.
+        info: What led to the plan: target, score, versions. For people, not for replay.
+    """
+
+    model: str
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: Kept
+    edits: tuple[Edit, ...] = ()
+    weights: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON; index runs are written as [first, last] pairs."""
+        document = {
+            "format": FORMAT,
+            "model": self.model,
+            "weights": self.weights,
+            "info": dict(self.info),
+            "edits": [{"module": e.module, "attribute": e.attribute, "old": e.old, "new": e.new} for e in self.edits],
+            "tensors": {
+                name: {
+                    "shape": list(self.shapes[name]),
+                    "kept": {str(dim): runs_of(indices) for dim, indices in dims.items()},
+                }
+                for name, dims in self.kept.items()
+            },
+        }
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "plan") -> Plan:
+        """Read a plan; nothing in it is trusted.
+
+        Raises:
+            PlanError: When it is not one; names the field.
+        """
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise PlanError(f"{source}: plan format {document['format']!r} is not {FORMAT}, the one this reads")
+            shapes, kept = {}, {}
+            for name, entry in document["tensors"].items():
+                shape = tuple(int(s) for s in entry["shape"])
+                shapes[name] = shape
+                kept[name] = {int(d): _indices(runs, shape[int(d)]) for d, runs in entry["kept"].items()}
+            edits = tuple(Edit(str(e["module"]), str(e["attribute"]), e["old"], e["new"]) for e in document["edits"])
+            for edit in edits:
+                if not _is_size(edit.old) or not _is_size(edit.new):
+                    raise PlanError(f"{source}: edit of {edit.module}.{edit.attribute} is not a size: {edit.new!r}")
+            return cls(str(document["model"]), shapes, kept, edits, str(document["weights"]), dict(document["info"]))
+        except PlanError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+            raise PlanError(f"{source}: not a plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write ``plan.json`` atomically."""
+        write_atomic(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read ``plan.json``.
+
+        Raises:
+            PlanError: When the file is missing or no plan.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: cannot be read: {error}") from error
+
+    def check(self, model: nn.Module, *, weights: bool = False) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Args:
+            model: A model of the original class and size.
+            weights: Whether its weights, too, must be those the plan was made from.
+
+        Raises:
+            PlanError: Names the class, the tensor or the attribute that differs.
+        """
+        if class_name(model) != self.model:
+            raise PlanError(f"the plan was made for {self.model}, not for {class_name(model)}")
+        tensors = {n: t for names, t, _ in owned_tensors(model) for n in names}
+        for name, shape in self.shapes.items():
+            if name not in tensors:
+                raise PlanError(f"the plan shrinks {name!r}, which this {class_name(model)} does not have")
+            if tuple(tensors[name].shape) != shape:
+                raise PlanError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, the plan was made for {shape}"
+                    + ("; the model has been pruned already" if _is_pruned(tensors[name], self.kept[name]) else "")
+                )
+        for edit in self.edits:
+            owner, attribute = owner_of(model, edit)
+            if getattr(owner, attribute) != edit.old and list_of(getattr(owner, attribute)) != list_of(edit.old):
+                raise PlanError(
+                    f"{edit.module}.{edit.attribute} is {getattr(owner, attribute)!r}, the plan was made for "
+                    f"{edit.old!r}"
+                )
+        if weights and self.weights and digest(model) != self.weights:
+            raise PlanError(
+                "the plan was made from other weights than this model has: its choice of channels means nothing here. "
+                "Load the weights it was made from, or plan again"
+            )
+
+    def apply_(self, model: nn.Module) -> Undo:
+        """Shrink a model as planned, in place; parameters keep their identity.
+
+        Raises:
+            PlanError: When the model is not the one the plan was made for; it is untouched then.
+        """
+        self.check(model)
+        undo = slice_(model, self.kept)
+        for edit in self.edits:
+            undo.set(*owner_of(model, edit), like(edit.old, edit.new))
+        return undo
+
+
+class Undo:
+    """Changes made to a model, and the way back."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], None]] = []
+
+    def add(self, step: Callable[[], None]) -> None:
+        """Remember how to revert a change just made."""
+        self._steps.append(step)
+
+    def set(self, owner: Any, attribute: str, value: Any) -> None:
+        """Set an attribute, past any ``__setattr__`` of the owner."""
+        before = getattr(owner, attribute)
+        object.__setattr__(owner, attribute, value)
+        self.add(lambda: object.__setattr__(owner, attribute, before))
+
+    @property
+    def count(self) -> int:
+        """How many changes there are."""
+        return len(self._steps)
+
+    def revert(self, to: int = 0) -> None:
+        """Take back all changes after the first ``to``, last first."""
+        while len(self._steps) > to:
+            self._steps.pop()()
+
+
+def slice_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
+    """Return a copy that holds the kept indices only, in the memory format of the original."""
+    channels_last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(
+        memory_format=torch.channels_last
+    )  # fmt: skip
+    out = tensor.detach()
+    for dim, indices in kept.items():
+        out = out.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(out.device))
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+
+
+def slice_(model: nn.Module, kept: Kept) -> Undo:
+    """Shrink tensors in place, gradients with them. Tied names share one tensor and shrink once."""
+    undo = Undo()
+    tensors = {n: t for names, t, _ in owned_tensors(model) for n in names}
+    try:
+        for name, dims in kept.items():
+            _replace(undo, tensors[name], slice_tensor(tensors[name], dims), dims)
+    except BaseException:
+        undo.revert()
+        raise
+    return undo
+
+
+def _replace(undo: Undo, tensor: Tensor, small: Tensor, dims: Mapping[int, NDArray[np.int64]]) -> None:
+    before, grad = tensor.data, tensor.grad
+
+    def back() -> None:
+        tensor.grad = None
+        tensor.data = before
+        tensor.grad = grad
+
+    tensor.grad = None
+    undo.add(back)
+    tensor.data = small
+    if grad is not None:
+        tensor.grad = slice_tensor(grad, dims)
+
+
+def owner_of(model: nn.Module, edit: Edit) -> tuple[Any, str]:
+    """Return the object that holds an edited attribute, and the attribute's own name.
+
+    Raises:
+        PlanError: When the model has no such module or attribute.
+    """
+    *path, attribute = edit.attribute.split(".")
+    try:
+        owner: Any = model.get_submodule(edit.module)
+        for name in path:
+            owner = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
+        getattr(owner, attribute)
+    except (AttributeError, KeyError) as error:
+        raise PlanError(
+            f"the plan edits {edit.module}.{edit.attribute}, which {class_name(model)} does not have"
+        ) from error
+    return owner, attribute
+
+
+def class_name(model: nn.Module) -> str:
+    """Return the qualified class name."""
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def digest(model: nn.Module) -> str:
+    """Return a digest of all parameters: names, shapes and values; of shapes alone on the meta device."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.named_parameters()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.device.type != "meta" and tensor.numel():
+            value = tensor.detach()
+            state.update(str(int(torch.hash_tensor(value).view(torch.int64))).encode())  # whatever the order
+            state.update(value.flatten()[:1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def runs_of(indices: NDArray[np.int64]) -> list[list[int]]:
+    """Return ascending indices as [first, last] runs.
+
+    Example:
+        >>> runs_of(np.array([0, 1, 2, 5]))
+        [[0, 2], [5, 5]]
+    """
+    if not indices.size:
+        return []
+    ends = np.flatnonzero(np.diff(indices) != 1)
+    firsts, lasts = indices[np.r_[0, ends + 1]], indices[np.r_[ends, len(indices) - 1]]
+    return [[int(a), int(b)] for a, b in zip(firsts, lasts, strict=True)]
+
+
+def _indices(runs: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
+    out: list[NDArray[np.int64]] = []
+    last = -1
+    for low, high in runs:
+        if type(low) is not int or type(high) is not int or not last < low <= high < size:
+            raise PlanError(f"kept indices [{low!r}, {high!r}] do not ascend within a dimension of size {size}")
+        out.append(np.arange(low, high + 1))
+        last = high
+    if not out:
+        raise PlanError("a dimension would keep no index")
+    return np.concatenate(out)
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(type(v) is int for v in value)
+    return type(value) is int
+
+
+def _is_pruned(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> bool:
+    return all(d < tensor.dim() and tensor.shape[d] == len(i) for d, i in kept.items())
+
+
+def list_of(value: Any) -> Any:
+    """Return sequences as lists, for comparison with JSON."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def like(old: Any, new: Any) -> Any:
+    """Give a value read from JSON the type of the one it replaces."""
+    return tuple(new) if isinstance(old, tuple) else new
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
+    return math.prod(shape)

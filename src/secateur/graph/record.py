@@ -1,0 +1,500 @@
+"""One forward, recorded: every operator passes labels on, whatever Python code calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.errors import GraphError
+from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.graph.labels import Axes, Ledger
+
+if TYPE_CHECKING:
+    from secateur.graph.rules import Rules
+
+UNTRACED = frozenset(
+    {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::is_nonzero", "aten::_local_scalar_dense", "aten::item"}
+)
+"""Operators that may come and go between two runs of one forward without meaning anything."""
+
+
+Products = Sequence[Sequence[tuple[Axes, int]]]
+"""Multiply-accumulates: a sum of products of dimension sizes, each dimension given by (axes, dim)."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that the model owns: a parameter, a buffer, or a plain tensor attribute.
+
+    Attributes:
+        names: Every place that holds it, ``"encoder.embed.weight"``; several where it is tied.
+        tensor: The tensor.
+        axes: Its labels as first given, one part per dimension.
+        kind: ``"parameter"``, ``"buffer"`` or ``"tensor"``.
+    """
+
+    names: tuple[str, ...]
+    tensor: Tensor
+    axes: Axes
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The first of the names."""
+        return self.names[0]
+
+
+@dataclass
+class Op:
+    """One operator call.
+
+    Attributes:
+        name: ``"aten::convolution"``.
+        module: Qualified name of the innermost module whose forward was running.
+        inputs: Axes of the tensor arguments, in order.
+        outputs: Axes of the results.
+        leaves: Index of the leaf that each tensor argument is, or -1.
+        macs: One list of dimensions for each product that is computed; the sizes' product is its cost.
+        groups: Groups of a convolution.
+    """
+
+    name: str
+    module: str
+    inputs: list[Axes]
+    outputs: list[Axes]
+    leaves: list[int]
+    macs: Products = ()
+    groups: int = 1
+
+
+class Call:
+    """What a rule sees of one operator call: arguments by schema name, the result, and the labels of both."""
+
+    __slots__ = ("_mode", "args", "func", "macs", "name", "out")
+
+    def __init__(
+        self, mode: Recorder, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        self._mode = mode
+        self.func = func
+        self.name = op_name(func)
+        self.args = bind(func, args, kwargs)
+        self.out = out
+        self.macs: Products = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args.get(name)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where labels are tied."""
+        return self._mode.ledger
+
+    @property
+    def exact(self) -> bool:
+        """Whether statistics over pruned dimensions are forbidden."""
+        return self._mode.exact
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor argument."""
+        return self.tensors()[0]
+
+    @property
+    def result(self) -> Tensor:
+        """The first result."""
+        return self.out[0] if isinstance(self.out, tuple | list) else self.out  # type: ignore[no-any-return]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensor arguments, in order."""
+        return [t for t in tree_leaves(list(self.args.values())) if isinstance(t, Tensor)]
+
+    def outputs(self) -> list[Tensor]:
+        """All tensor results."""
+        return [t for t in tree_leaves(self.out) if isinstance(t, Tensor)]
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Return the labels of an argument."""
+        return self._mode.axes(tensor)
+
+    def put(self, tensor: Tensor, axes: Axes) -> None:
+        """Label a result."""
+        self._mode.put(tensor, axes)
+
+    def put_fixed(self, tensors: Sequence[Tensor]) -> None:
+        """Label results as fixed in every dimension."""
+        for tensor in tensors:
+            self._mode.put(tensor, Axes(tensor.shape))
+
+    def put_aside(self, tensors: Sequence[Tensor]) -> None:
+        """Label by-products that nothing should be concluded from."""
+        for tensor in tensors:
+            self._mode.put(tensor, Axes(tensor.shape, known=False))
+
+    def freeze(self) -> None:
+        """Fix everything that the call touches."""
+        for tensor in self.tensors():
+            self.ledger.freeze_all(self.axes(tensor))
+        self.put_fixed(self.outputs())
+
+
+Rule = Callable[[Call], None]
+
+
+def op_name(func: torch._ops.OpOverload) -> str:
+    """Return ``"aten::add"`` for ``aten.add_.Tensor``: in-place and out-of-place do the same to labels."""
+    name = func._schema.name
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def bind(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Name the arguments after the operator's schema, defaults included."""
+    out: dict[str, Any] = {}
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.is_out:
+            continue
+        if i < len(args):
+            out[argument.name] = args[i]
+        elif argument.name in kwargs:
+            out[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            out[argument.name] = argument.default_value
+    return out
+
+
+_ESCAPES: dict[Any, str] = {
+    Tensor.tolist: "tolist()",
+    Tensor.numpy: "numpy()",
+    Tensor.__array__: "numpy",
+    Tensor.__dlpack__: "dlpack",
+    Tensor.data_ptr: "data_ptr()",
+    Tensor.untyped_storage: "untyped_storage()",
+    Tensor.storage: "storage()",
+}
+
+
+class Watch(TorchFunctionMode):
+    """Watches calls that no operator shows: values that leave for Python, and sizes that become values.
+
+    Args:
+        escape: Called with a tensor that Python reads; returns the values it should see.
+        sized: Called where the size of a dimension is used as a value: tensor, dimension, reason.
+    """
+
+    def __init__(
+        self, escape: Callable[[Tensor, str], Tensor], sized: Callable[[Tensor, int, str], None] | None = None
+    ) -> None:
+        super().__init__()
+        self._escape, self._sized = escape, sized
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note, then call."""
+        kwargs = kwargs or {}
+        how = _ESCAPES.get(func)
+        if how is not None and args:
+            return func(self._escape(args[0], how), *args[1:], **kwargs)
+        if self._sized is not None and func is torch.nn.functional.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+            bound = {**dict(zip(names, args, strict=False)), **kwargs}
+            if bound.get("scale") is None:
+                for name in ("query", "key"):
+                    self._sized(bound[name], -1, "attention without a given scale reads the head size")
+        return func(*args, **kwargs)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches operators and passes labels from their arguments to their results.
+
+    Args:
+        ledger: Where labels are made and tied.
+        rules: What each operator does to labels, by name.
+        exact: Forbid normalisation over pruned dimensions.
+        keep_ops: Whether to keep the list of calls.
+    """
+
+    def __init__(self, ledger: Ledger, rules: Rules, *, exact: bool = False, keep_ops: bool = True) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ledger = ledger
+        self.rules = rules
+        self.exact = exact
+        self.keep_ops = keep_ops
+        self.ops: list[Op] = []
+        self.stack: list[str] = []
+        self.unknown: dict[str, set[str]] = {}
+        self.leaves: list[Leaf] = []
+        self.touched: set[int] = set()
+        self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._leaf_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._storage: dict[int, int] = {}
+        self._owner: dict[int, int] = {}
+        self._data: list[Tensor] = []
+        self._watch = Watch(self.escape, self.sized)
+
+    def add_leaves(self, model: nn.Module) -> None:
+        """Label every tensor the model owns."""
+        self.adopt(
+            [
+                Leaf(tuple(names), tensor, self.ledger.leaf(tensor.shape), kind)
+                for names, tensor, kind in owned_tensors(model)
+            ]
+        )
+        self._freeze_overlapping()
+
+    def _freeze_overlapping(self) -> None:
+        """Fix tensors that share memory without being one tensor: cutting them would tear them apart."""
+        homes: dict[int, list[Leaf]] = {}
+        for leaf in self.leaves:
+            if has_storage(leaf.tensor) and leaf.tensor.numel():
+                homes.setdefault(leaf.tensor.untyped_storage()._cdata, []).append(leaf)
+        for sharers in homes.values():
+            for leaf in sharers if len(sharers) > 1 else ():
+                other = next(s.name for s in sharers if s is not leaf)
+                for part in leaf.axes.parts:
+                    self.ledger.freeze(part.labels, f"memory shared with {other}")
+
+    def adopt(self, leaves: list[Leaf]) -> None:
+        """Continue with the leaves of another recording."""
+        for leaf in leaves:
+            self._leaf_of[leaf.tensor] = len(self.leaves)
+            storage = leaf.tensor.untyped_storage()._cdata
+            self._storage[storage] = -1 if storage in self._storage else len(self.leaves)
+            if leaf.kind != "buffer":
+                self._owner[storage] = len(self.leaves)
+            self.leaves.append(leaf)
+            self._data.append(leaf.tensor.detach())
+            self._axes[leaf.tensor] = Axes(leaf.axes.shape, leaf.axes.parts)
+
+    def leaf_index(self, tensor: Tensor) -> int:
+        """Return which leaf a tensor is, by identity or as an alias such as ``.data``; -1 for none."""
+        index = self._leaf_of.get(tensor)  # type: ignore[no-untyped-call]
+        if index is None:
+            index = self._storage.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
+            if index >= 0:
+                leaf = self.leaves[index].tensor
+                if leaf.shape != tensor.shape or leaf.stride() != tensor.stride() or tensor in self._axes:
+                    index = -1
+        return int(index)
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Return the labels of a tensor; one that nobody has seen is fixed in every dimension."""
+        found = self._axes.get(tensor)  # type: ignore[no-untyped-call]
+        if found is None:
+            index = self.leaf_index(tensor)
+            found = self._axes[self.leaves[index].tensor] if index >= 0 else Axes(tensor.shape)
+            self._axes[tensor] = found
+        return found  # type: ignore[no-any-return]
+
+    def put(self, tensor: Tensor, axes: Axes) -> None:
+        """Label a tensor."""
+        if axes.shape != tuple(tensor.shape):
+            raise AssertionError(f"labels of shape {axes.shape} for a tensor of shape {tuple(tensor.shape)}")
+        self._axes[tensor] = axes
+
+    def __enter__(self) -> Self:
+        """Start recording."""
+        self._watch.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Stop recording; data that the forward put in place of a leaf's own is taken out again."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        for leaf, data in zip(self.leaves, self._data, strict=True):
+            if has_storage(data) and leaf.tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
+                leaf.tensor.data = data
+                if kind is None:
+                    raise GraphError(f"the forward replaces the data of {leaf.name}: it would undo any pruning of it")
+
+    def escape(self, tensor: Tensor, how: str) -> Tensor:
+        """Note that Python code reads a tensor's values, which no label can follow; return the values to read."""
+        self.ledger.freeze_all(self.axes(tensor), self._here(f"values read by {how}"))
+        return tensor
+
+    def sized(self, tensor: Tensor, dim: int, why: str) -> None:
+        """Note that the size of a dimension is used as a value."""
+        self.ledger.drop(self.axes(tensor), dim % tensor.dim(), self._here(why))
+
+    def _here(self, what: str) -> str:
+        return f"{self.stack[-1]}: {what}" if self.stack and self.stack[-1] else what
+
+    def refuse_writes(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse an operator that would change a parameter, before it does.
+
+        Raises:
+            GraphError: Names the parameter.
+        """
+        for tensor in written_by(func, args, kwargs):
+            index = self._owner.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
+            if index >= 0 and not _only_shape(func):
+                module = self.stack[-1] if self.stack else "the model"
+                raise GraphError(
+                    f"{module} changes {self.leaves[index].name} in place ({op_name(func)}) in its forward: "
+                    "such a model cannot be compared with a pruned one"
+                )
+
+    def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute the operator."""
+        return func(*args, **kwargs)
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute, then label."""
+        kwargs = kwargs or {}
+        self.refuse_writes(func, args, kwargs)
+        out = self.run(func, args, kwargs)
+        self.label(func, args, kwargs, out)
+        return out
+
+    def label(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Apply the operator's rule."""
+        call = Call(self, func, args, kwargs, out)
+        tensors = call.tensors()
+        if any(t.is_nested for t in (*tensors, *call.outputs())):
+            raise GraphError(f"{call.name} works on nested tensors, which cannot be followed: give padded inputs")
+        leaves = [self.leaf_index(t) for t in tensors]
+        self.touched.update(i for i in leaves if i >= 0)
+        inputs = [self.axes(t) for t in tensors]
+        written = [(t, copy_of(self.axes(t))) for t in written_by(func, args, kwargs)]
+        module = self.stack[-1] if self.stack else ""
+        self.ledger.where = self._here(call.name)
+        for axes in inputs:
+            self.ledger.settle(axes)
+        rule = self.rules.find(func)
+        strange = any(t.layout != torch.strided for t in (*tensors, *call.outputs()))
+        if rule is None or strange:
+            if any(axes.parts for axes in inputs):
+                self.unknown.setdefault(call.name, set()).add(module)
+                self.ledger.where += " is an operator without a rule"
+            call.freeze()
+        else:
+            rule(call)
+        for tensor, before in written:
+            self.rewritten(before, self.axes(tensor))
+        if self.keep_ops and call.name not in UNTRACED:
+            outputs = [self.axes(t) for t in call.outputs()]
+            groups = int(call.args.get("groups") or 1) if call.macs else 1
+            self.ops.append(Op(call.name, module, inputs, outputs, leaves, call.macs, groups))
+
+    def rewritten(self, before: Axes, after: Axes) -> None:
+        """Carry what an in-place operator did to a tensor over to its other views, labelled as before."""
+        if before.shape != after.shape:
+            return
+        for ours, theirs in ((before, after), (after, before)):
+            matching = {part.dims: part.labels for part in theirs.parts}
+            for part in ours.parts:
+                if part.dims in matching:
+                    self.ledger.tie(part.labels, matching[part.dims])
+                else:
+                    self.ledger.freeze(part.labels)
+
+
+def _only_shape(func: torch._ops.OpOverload) -> bool:
+    """Whether an in-place operator changes how a tensor is seen, not its values."""
+    return torch.Tag.inplace_view in func.tags
+
+
+def copy_of(axes: Axes) -> Axes:
+    """Return the axes as they are now; rules drop parts from them."""
+    return Axes(axes.shape, axes.parts)
+
+
+def written_by(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensor arguments that an operator writes to."""
+    if not func._schema.is_mutable:
+        return []
+    out = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            out += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return out
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor has a storage of its own (sparse and wrapped ones have none)."""
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+def owned_tensors(model: nn.Module) -> Iterator[tuple[list[str], Tensor, str]]:
+    """Yield every parameter, buffer and plain tensor attribute once, with all the names it goes by."""
+    names: dict[int, list[str]] = {}
+    found: dict[int, tuple[Tensor, str]] = {}
+    for path, module in model.named_modules(remove_duplicate=True):
+        places: list[tuple[str, Tensor | None, str]] = [
+            *((n, t, "parameter") for n, t in module._parameters.items()),
+            *((n, t, "buffer") for n, t in module._buffers.items()),
+            *((n, t, "tensor") for n, t in vars(module).items() if isinstance(t, Tensor)),
+        ]
+        for name, tensor, kind in places:
+            if isinstance(tensor, Tensor):
+                names.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+                found.setdefault(id(tensor), (tensor, kind))
+    for key, (tensor, kind) in found.items():
+        yield names[key], tensor, kind
+
+
+@contextmanager
+def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep ``stack`` up to date with the qualified names of the modules whose forward is running."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1] if stack else ""))
+
+    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+        if stack:
+            stack.pop()
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        stack.clear()
+
+
+@contextmanager
+def quiet_forward(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Run the model's forward without gradients, in eval (or train) mode, leaving flags and random state as found."""
+    with ExitStack() as context:
+        context.enter_context(evaluation_mode_of(model))
+        if training:
+            for module in model.modules():
+                module.training = True
+        context.enter_context(torch.no_grad())
+        context.enter_context(attention_fast_path(enabled=False))
+        context.enter_context(torch.random.fork_rng(devices=[]))
+        yield
+
+
+def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the forward; a failure of the user's own code is reported as such."""
+    try:
+        return model(*args, **kwargs)
+    except (GraphError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        raise GraphError(
+            f"the model's own forward fails on the example inputs (tensors of shape {shapes or 'none'}): "
+            f"{type(error).__name__}: {str(error)[:300]}. Give inputs that model(*inputs) accepts"
+        ) from error

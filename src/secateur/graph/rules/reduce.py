@@ -1,0 +1,60 @@
+"""Reductions: sums and statistics run over what is kept; what depends on which index it was is fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.graph.labels import Axes, Part
+from secateur.graph.record import Call
+from secateur.graph.rules._registry import rule
+from secateur.graph.rules.norm import normalise
+
+
+def _dims(call: Call, rank: int) -> list[int]:
+    dim = call["dim"]
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return list(range(rank))
+    return sorted({d % max(rank, 1) for d in (dim if isinstance(dim, list | tuple) else [dim])})
+
+
+def _reduced(call: Call, axes: Axes, dims: Sequence[int], *, keep: bool) -> None:
+    parts = [p for p in axes.parts if not set(p.dims) & set(dims)]
+    if not keep:
+        parts = [Part([d - sum(r < d for r in dims) for d in p.dims], p.labels) for p in parts]
+    for out in call.outputs():
+        call.put(out, Axes(out.shape, parts))
+
+
+def _keepdim(call: Call, rank: int) -> bool:
+    return bool(call["keepdim"]) and call.result.dim() == rank
+
+
+@rule("sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "nansum", "frobenius_norm",
+      "amax", "amin")  # fmt: skip
+def statistic(call: Call) -> None:
+    """A sum, mean, variance, norm or extreme value: over pruned dimensions, that of what is kept."""
+    axes = call.axes(call.first)
+    dims = _dims(call, len(axes.shape))
+    for part in list(axes.parts):
+        inside = set(part.dims) & set(dims)
+        if inside and not set(part.dims) <= set(dims):
+            for dim in inside:
+                call.ledger.drop(axes, dim)
+    normalise(call, axes, dims)
+    _reduced(call, axes, dims, keep=_keepdim(call, len(axes.shape)))
+
+
+@rule("max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all", "median", "nanmedian",
+      "mode", "kthvalue", "aminmax", "count_nonzero", "topk", "quantile", "nanquantile")  # fmt: skip
+def choice(call: Call) -> None:
+    """An extreme or a position: the reduced dimensions are fixed."""
+    axes = call.axes(call.first)
+    rank = len(axes.shape)
+    if isinstance(call["other"], type(call.first)):  # the binary forms of max and min
+        for out in call.outputs():
+            call.put(out, call.ledger.combine([call.axes(t) for t in call.tensors()], out.shape))
+        return
+    dims = _dims(call, rank)
+    for dim in dims:
+        call.ledger.drop(axes, dim)
+    _reduced(call, axes, dims, keep=call.result.dim() == rank)

@@ -1,0 +1,355 @@
+"""Record, plan, slice, repair, verify; or put everything back and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.errors import GraphError, PlanError
+from secateur.graph.coupling import Constraints, Coupling, Trace, trace
+from secateur.graph.examples import Example, other_batch, unseen
+from secateur.graph.native import native_edits
+from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, owner_of, slice_
+from secateur.graph.repair import Failure, Repair
+from secateur.graph.rules import RULES, Rules
+from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.where import first_difference
+
+Choice = Callable[[Coupling], NDArray[np.bool_]]
+"""Marks the units to remove."""
+
+_MOST_ATTEMPTS = 24
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A model that has been shrunk, and the proof.
+
+    Attributes:
+        plan: Replays on a fresh instance.
+        proof: The comparison with the masked dense model.
+        coupling: The groups it was chosen from.
+        undo: The way back.
+        frozen: What trial and error had to fix, module by module, and why.
+        attempts: How many plans were tried.
+    """
+
+    plan: Plan
+    proof: Proof
+    coupling: Coupling
+    undo: Undo
+    frozen: Mapping[str, str]
+    attempts: int
+
+
+def shrink(  # noqa: PLR0913
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    choose: Choice,
+    *,
+    exact: bool = False,
+    rules: Rules = RULES,
+    recorded: Trace | None = None,
+    verify: bool = True,
+    weights: bool = True,
+) -> Shrunk:
+    """Remove the chosen units from a model, in place, and prove the result.
+
+    Args:
+        model: Any module whose forward runs; left bit for bit as it was when anything fails.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        choose: Marks units to remove; called again when a constraint had to be added.
+        exact: Never prune a dimension that a normalisation runs over.
+        rules: Rules for labels.
+        recorded: A trace made earlier.
+        verify: Compare values. Without it only shapes are checked.
+        weights: Put a digest of the weights into the plan.
+
+    Raises:
+        GraphError: When no plan could be proven; names the module, the operator and the way out.
+    """
+    refuse_unsupported(model)
+    first = Example(args, kwargs)
+    recorded = recorded or trace(model, [first], exact=exact, rules=rules)
+    meta = any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves)
+    mark = digest(model) if weights else ""
+    ladder = _Ladder(model)
+    for attempt in range(1, _MOST_ATTEMPTS + 1):
+        coupling = Coupling(recorded, ladder.constraints)
+        removed = choose(coupling)
+        if not removed.any():
+            raise GraphError(nothing_to_prune(coupling, ladder.constraints))
+        alive = coupling.alive(removed)
+        undo = Undo()
+        try:
+            kept = coupling.kept(alive)
+            slicing = slice_(model, kept)
+            undo.add(slicing.revert)
+            edits = native_edits(model, _conv_inputs(coupling, alive))
+            for edit in edits:
+                undo.set(*owner_of(model, edit), edit.new)
+            repair = Repair(model, coupling, alive, args, kwargs, undo)
+            failure = repair.mend()
+            if failure is not None:
+                undo.revert()
+                ladder.climb_from(failure, repair)
+                continue
+            plan = Plan(
+                class_name(model),
+                {leaf.name: tuple(leaf.axes.shape) for leaf in recorded.leaves if leaf.name in kept},
+                kept,
+                tuple(merge([*edits, *repair.edits])),
+                mark,
+            )
+            if meta or not verify:
+                proof = Proof(0.0, 0.0, 0, {}, "shapes")
+            else:
+                proof, culprit, again = _prove(model, recorded, coupling, alive, plan, undo, first, rules, exact)
+                if again is not None:
+                    recorded = again
+                    undo.revert()
+                    continue
+                if culprit is not None:
+                    undo.revert()
+                    ladder.climb(culprit, f"its pruned result differs by {proof.difference:.1e}")
+                    continue
+            return Shrunk(plan, proof, coupling, undo, dict(ladder.reasons), attempt)
+        except BaseException:
+            undo.revert()
+            raise
+    raise GraphError(
+        f"no plan for {class_name(model)} could be proven in {_MOST_ATTEMPTS} attempts; the last obstacle: "
+        f"{ladder.last}. Leave that module out with exclude = [...]"
+    )
+
+
+def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rules: Rules = RULES) -> Shrunk:
+    """Shrink a model as planned, in place, and prove the result.
+
+    Args:
+        model: The model that the plan was made for, weights included.
+        plan: The plan.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        rules: Rules for labels.
+
+    Raises:
+        PlanError: When the plan is not this model's, or tears coupled indices apart.
+        GraphError: When the result cannot be proven.
+    """
+    plan.check(model, weights=True)
+    recorded = trace(model, [Example(args, kwargs)], rules=rules)
+    coupling = Coupling(recorded)
+    alive = coupling.alive_under(plan.kept)
+    whole = coupling.kept(alive)
+    for name in whole.keys() | plan.kept.keys():
+        ours, theirs = whole.get(name, {}), plan.kept.get(name, {})
+        if ours.keys() != theirs.keys() or any(not np.array_equal(ours[d], theirs[d]) for d in ours):
+            raise PlanError(f"the plan keeps indices of {name} that are coupled to others that it removes")
+    undo = Undo()
+    try:
+        undo.add(plan.apply_(model).revert)
+        if any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves):
+            proof = Proof(0.0, 0.0, 0, {}, "shapes")
+        else:
+            proof, culprit, again = _prove(
+                model, recorded, coupling, alive, plan, undo, Example(args, kwargs), rules, False
+            )
+            if culprit is not None or again is not None:
+                raise GraphError(
+                    f"the planned result differs from the masked dense model by {proof.difference:.1e}, first at "
+                    f"{culprit or 'a branch that the example inputs do not take'}; plan again with these inputs"
+                )
+    except BaseException:
+        undo.revert()
+        raise
+    return Shrunk(plan, proof, coupling, undo, {}, 1)
+
+
+def _prove(  # noqa: PLR0913
+    model: nn.Module,
+    recorded: Trace,
+    coupling: Coupling,
+    alive: NDArray[np.bool_],
+    plan: Plan,
+    undo: Undo,
+    first: Example,
+    rules: Rules,
+    exact: bool,
+) -> tuple[Proof, str | None, Trace | None]:
+    """Compare with the masked dense model on the example and on unseen inputs.
+
+    Returns:
+        The proof; the module where they part, if they do; a better trace where unseen inputs took another way.
+    """
+    removed = ~alive
+    undo.revert()
+    probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
+    examples = list(recorded.examples)
+    reference, normalised, touched = run_reference(model, examples, recorded.leaves, removed, probe, rules)
+    made_up = unseen(first)
+    for other in (other_batch(made_up), made_up):
+        if other is None:
+            continue
+        # Some models refuse made-up inputs (another batch size, a missing end-of-sentence token).
+        with suppress(GraphError):
+            extra, _, used = run_reference(model, [other], recorded.leaves, removed, probe, rules)
+            examples.append(other)
+            reference += extra
+            touched |= used
+            break
+    if not touched <= recorded.touched:
+        again = trace(model, [e for e in examples if e.flip is None], exact=exact, rules=rules)
+        return Proof(float("inf"), 0.0, 0, {}), None, again
+    fresh = plan.apply_(model)
+    undo.add(fresh.revert)
+    try:
+        small = run_small(model, examples, recorded.leaves, plan.kept, probe)
+        difference, scale = compare(reference, small)
+    except GraphError:
+        raise
+    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
+        difference, scale = float("inf"), 0.0
+    proof = Proof(difference, scale, len(examples), normalised)
+    if proof.equal:
+        return proof, None, None
+    culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
+    return proof, culprit, None
+
+
+class _Ladder:
+    """Adds constraints where a plan failed: equal sizes, fixed splits, all of a kind of module, then its parent."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = dict(model.named_modules())
+        self.constraints = Constraints()
+        self._rungs = self.constraints.equal, self.constraints.splits, self.constraints.whole
+        self.reasons: dict[str, str] = {}
+        self.last = ""
+
+    def climb_from(self, failure: Failure, repair: Repair) -> None:
+        """Constrain where a forward stopped."""
+        self.climb(next(iter(failure.module(repair.names)), ""), failure.message)
+
+    def climb(self, module: str, why: str) -> None:
+        """Add the next constraint for a module and others of its class: all, or after the first those of its size.
+
+        PyTorch's own layers follow their weights: it is the module around them whose code is in the way.
+
+        Raises:
+            GraphError: When everything is constrained already.
+        """
+        while module and type(self._modules[module]).__module__.startswith("torch.nn.modules."):
+            module = module.rpartition(".")[0]
+        self.last = f"{module or 'the model itself'}: {why}"
+        while True:
+            kind = type(self._modules[module])
+            name = class_name(self._modules[module])
+            alike = [n for n, m in self._modules.items() if type(m) is kind]
+            reason = f"{module or 'the model'} ({kind.__name__}): {why}"
+            rung = next((r for r in self._rungs if module not in r), None)
+            if rung is not None:
+                if rung is not self._rungs[0]:
+                    alike = [n for n in alike if self._sizes(n) == self._sizes(module)]
+                rung.update(dict.fromkeys(alike, reason))
+                break
+            if not module:
+                raise GraphError(
+                    f"{class_name(self._model)} cannot be pruned structurally: {self.last}. Nothing was changed"
+                )
+            module = module.rpartition(".")[0]
+        self.reasons[name] = reason
+
+    def _sizes(self, module: str) -> list[tuple[str, tuple[int, ...]]]:
+        return [(name, tuple(tensor.shape)) for name, tensor in self._modules[module].named_parameters()]
+
+
+def merge(edits: Sequence[Edit]) -> list[Edit]:
+    """Join successive edits of one attribute."""
+    out: dict[tuple[str, str], Edit] = {}
+    for edit in edits:
+        key = edit.module, edit.attribute
+        out[key] = replace(edit, old=out[key].old) if key in out else edit
+    return [e for e in out.values() if e.old != e.new]
+
+
+def _conv_inputs(coupling: Coupling, alive: NDArray[np.bool_]) -> dict[str, int]:
+    """Return the channels that each module's first operator sees after pruning."""
+    out: dict[str, int] = {}
+    for op in coupling.trace.ops:
+        if op.module in out or not op.inputs or len(op.inputs[0].shape) < 2:
+            continue
+        if op.name == "aten::convolution" or "norm" in op.name:
+            dim = len(op.inputs[0].shape) - 1 if "layer_norm" in op.name or "rms" in op.name else 1
+            out[op.module] = coupling.size(op.inputs[0], dim, alive)
+    return out
+
+
+def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
+    """Say why no unit can go."""
+    if coupling.units:
+        sizes = ", ".join(f"{g.name} ({g.units} units)" for g in coupling.groups[:5])
+        return f"nothing can be pruned: every group is smaller than its rounding, or the ratio is too small: {sizes}"
+    if constraints.whole:
+        return "nothing can be pruned: because " + "; ".join(list(dict.fromkeys(constraints.whole.values()))[:3])
+    lines = [coupling.why_fixed(leaf.name) for leaf in coupling.trace.leaves if leaf.kind == "parameter"][:3]
+    unknown = ", ".join(sorted(coupling.trace.unknown))
+    return (
+        "nothing can be pruned: because "
+        + "; ".join(lines or ["the model has no parameters"])
+        + (f". Operators without a rule: {unknown}" if unknown else "")
+    )
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Refuse what cannot be sliced.
+
+    Raises:
+        GraphError: For wrapped, compiled, quantised or parameterless models; says what to do.
+    """
+    kind = type(model)
+    name = class_name(model)
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"expected a torch.nn.Module, got {kind.__name__}")
+    if kind.__name__ in {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}:
+        raise GraphError(f"the model is wrapped in {kind.__name__}: prune model.module first, then wrap it")
+    if name == "torch._dynamo.eval_frame.OptimizedModule":
+        raise GraphError("the model is compiled: prune model._orig_mod first, then compile it")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GraphError("the model is a ScriptModule, whose sizes are baked in: prune the nn.Module it was made from")
+    if isinstance(model, torch.fx.GraphModule) and "export" in name:
+        raise GraphError("the model is an exported program: prune the nn.Module it was made from")
+    for path, module in model.named_modules():
+        _refuse_module(path or "the model", module)
+    for path, parameter in model.named_parameters():
+        _refuse_parameter(path, parameter)
+
+
+def _refuse_module(path: str, module: nn.Module) -> None:
+    where = type(module).__module__
+    if ".quantized" in where or ".ao.nn" in where or "torchao" in where or "bitsandbytes" in where:
+        raise GraphError(f"{path} is a quantised {type(module).__name__}: prune first, then quantise")
+    if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+        raise GraphError(f"{path} is sharded (FSDP): prune first, then shard")
+
+
+def _refuse_parameter(path: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise GraphError(f"{path} has no shape yet (a lazy module): run one forward first")
+    if type(parameter.data) is not Tensor and not isinstance(parameter.data, torch._subclasses.FakeTensor):
+        raise GraphError(f"{path} is a {type(parameter.data).__name__}: prune before sharding or quantising")
+    if parameter.is_quantized or not (parameter.is_floating_point() or parameter.is_complex()):
+        raise GraphError(f"{path} has dtype {parameter.dtype}: prune the floating-point model, then quantise")
+
+
+__all__ = ["Choice", "Shrunk", "replay", "shrink"]

@@ -1,0 +1,458 @@
+"""The proof: the pruned model against the masked dense one, in float64, on values that tell indices apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.errors import GraphError
+from secateur.graph.examples import Example
+from secateur.graph.labels import Axes, Ledger
+from secateur.graph.outputs import fixed_outputs
+from secateur.graph.plan import Kept, slice_tensor
+from secateur.graph.record import Leaf, Recorder, Watch, bind, module_stack, op_name, quiet_forward
+from secateur.graph.rules import Rules
+from secateur.graph.state import preserved
+
+TOLERANCE = 1e-10
+"""Largest difference allowed, relative to the largest output (or 1): rounding of float64 and no more."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a pruned model compares with the masked dense one.
+
+    Attributes:
+        difference: Largest absolute difference of any output, in float64.
+        scale: Largest absolute output.
+        inputs: How many inputs were compared.
+        normalised: Operators whose statistics run over kept channels only, with how often.
+        level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
+    """
+
+    difference: float
+    scale: float
+    inputs: int
+    normalised: Mapping[str, int]
+    level: str = "values"
+
+    @property
+    def equal(self) -> bool:
+        """Whether the difference is rounding."""
+        return self.difference <= TOLERANCE * max(1.0, self.scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "level": self.level,
+            "equal": self.equal,
+            "difference": self.difference,
+            "scale": self.scale,
+            "inputs": self.inputs,
+            "normalised": dict(self.normalised),
+        }
+
+    def __str__(self) -> str:
+        if self.level == "shapes":
+            return "only shapes were checked: tensors on the meta device have no values"
+        verdict = "equal to" if self.equal else "NOT equal to"
+        over = sum(self.normalised.values())
+        note = f"; {over} normalisations run over kept channels" if over else ""
+        return (
+            f"{verdict} the dense model with its pruned weights at zero: largest difference {self.difference:.1e} of "
+            f"{self.scale:.3g}, in float64, on {self.inputs} input{'s' if self.inputs != 1 else ''}{note}"
+        )
+
+
+class Probe:
+    """Float64 values for the tensors of a model, those that are constant made distinct.
+
+    A scale that is 1 everywhere, or a branch that starts at 0, would hide a mistake from any comparison. Both models
+    are therefore run with the same values, in which such tensors differ from index to index.
+
+    Args:
+        dense: The tensors before pruning.
+        distinct: Whether to change constant tensors; off where two models bring values of their own.
+    """
+
+    def __init__(self, dense: Sequence[Tensor], *, distinct: bool = True) -> None:
+        self._dense = dense
+        self._distinct = distinct
+
+    def value(self, index: int) -> Tensor:
+        """Return a leaf's values in float64 (integers as they are), dense."""
+        tensor = self._dense[index]
+        if not tensor.is_floating_point():
+            return tensor
+        value = tensor.double()
+        if self._distinct and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            generator = torch.Generator().manual_seed(index)
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            value = value * (1 + 0.25 * noise) + 0.05 * noise
+        return value
+
+
+class _Float64:
+    """Runs operators in float64, whatever the dtype of what the code passes."""
+
+    def __init__(self, leaf_value: Callable[[Tensor], Tensor | None]) -> None:
+        self._leaf_value = leaf_value
+        self._shadow = WeakIdKeyDictionary()
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """Return the values that Python code should read from a tensor."""
+        known = self._shadow.get(tensor)  # type: ignore[no-untyped-call]
+        found = self._leaf_value(tensor) if known is None else known
+        return tensor if found is None else found
+
+    def promote(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace tensors and dtypes of a call by their float64 forms."""
+        writes = func._schema.is_mutable
+
+        def one(value: Any) -> Any:
+            if isinstance(value, torch.dtype):
+                return torch.float64 if value.is_floating_point else value
+            if not isinstance(value, Tensor):
+                return value
+            known = self._shadow.get(value)  # type: ignore[no-untyped-call]
+            if known is not None:
+                return known
+            found = self._leaf_value(value)
+            if found is not None:
+                return found
+            if value.is_floating_point() and value.dtype != torch.float64:
+                promoted = value.double()
+                if writes:
+                    self._shadow[value] = promoted
+                return promoted
+            return value
+
+        return tree_map(one, args), tree_map(one, kwargs)
+
+
+class Reference(Recorder):  # type: ignore[no-untyped-call]
+    """Runs the dense model with removed indices of its parameters at zero, statistics over kept channels only.
+
+    Labels are passed on live, so that any branch may be taken.
+
+    Args:
+        leaves: The model's tensors, with labels.
+        removed: Per label of the leaves, whether it goes.
+        probe: Values.
+        rules: Rules for labels.
+    """
+
+    def __init__(self, leaves: list[Leaf], removed: NDArray[np.bool_], probe: Probe, rules: Rules) -> None:
+        ledger = Ledger()
+        ledger.count = len(removed)
+        super().__init__(ledger, rules, keep_ops=False)
+        self.adopt(leaves)
+        self._removed = removed
+        self._values = _Float64(self._leaf_value)
+        self._probe = probe
+        self.normalised: dict[str, int] = {}
+
+    def _leaf_value(self, tensor: Tensor) -> Tensor | None:
+        index = self.leaf_index(tensor)
+        if index < 0:
+            return None
+        value = self._probe.value(index)
+        for part in self.leaves[index].axes.parts:
+            gone = np.flatnonzero(self._removed[part.labels])
+            if gone.size and value.is_floating_point():
+                value = value.index_fill(part.dims[0], torch.from_numpy(gone).to(value.device), 0.0)
+        return value
+
+    def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute in float64; where statistics meet removed channels, over the kept ones."""
+        new_args, new_kwargs = self._values.promote(func, args, kwargs)
+        name = op_name(func)
+        if name in _COMPACT:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            bound = bind(func, new_args, new_kwargs)
+            kept = self._kept(tensors[0])
+            if kept:
+                out = _COMPACT[name](func, bound, kept)
+                if out is not None:
+                    self.normalised[name] = self.normalised.get(name, 0) + 1
+                    return out
+        return compute(func, new_args, new_kwargs)
+
+    def escape(self, tensor: Tensor, how: str) -> Tensor:
+        """Return the values that Python code should read."""
+        return self._values.seen(tensor)
+
+    def _kept(self, tensor: Tensor) -> dict[int, Tensor]:
+        axes: Axes = self.axes(tensor)
+        out = {}
+        for part in axes.parts:
+            if len(part.dims) == 1:
+                labels = part.labels
+                gone = self._removed[np.minimum(labels, len(self._removed) - 1)] & (labels < len(self._removed))
+                if gone.any():
+                    out[part.dims[0]] = torch.from_numpy(np.flatnonzero(~gone))
+        return out
+
+
+class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs the pruned model on the same float64 values."""
+
+    def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._index: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._leaves, self._kept, self._probe = leaves, kept, probe
+        self._storage: dict[int, int] = {}
+        for i, leaf in enumerate(leaves):
+            self._index[leaf.tensor] = i
+            storage = leaf.tensor.untyped_storage()._cdata
+            self._storage[storage] = -1 if storage in self._storage else i
+        self._values = _Float64(self._leaf_value)
+        self._watch = Watch(lambda tensor, _: self._values.seen(tensor))
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self._watch.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Stop."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+
+    def _leaf_value(self, tensor: Tensor) -> Tensor | None:
+        index = self._index.get(tensor)  # type: ignore[no-untyped-call]
+        if index is None:
+            index = self._storage.get(tensor.untyped_storage()._cdata, -1)
+            if index < 0 or self._leaves[index].tensor.shape != tensor.shape:
+                return None
+        leaf = self._leaves[index]
+        value = self._probe.value(index)
+        return slice_tensor(value, self._kept[leaf.name]) if leaf.name in self._kept else value
+
+    def __torch_dispatch__(
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute in float64."""
+        new_args, new_kwargs = self._values.promote(func, args, kwargs or {})
+        return compute(func, new_args, new_kwargs)
+
+
+def compute(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator in float64, also where PyTorch has no kernel for it."""
+    if op_name(func) == "aten::_grouped_mm":
+        bound = bind(func, args, kwargs)
+        a, b, ends = bound["self"], bound["mat2"], bound["offs"].tolist()
+        if a.dtype == torch.float64 and a.dim() == 2 and b.dim() == 3:
+            out = a.new_zeros(a.shape[0], b.shape[2])
+            for expert, (low, high) in enumerate(zip([0, *ends], ends, strict=False)):
+                out[low:high] = a[low:high] @ b[expert]
+            return out
+    return func(*args, **kwargs)
+
+
+@contextmanager
+def in_float64(leaves: Sequence[Leaf]) -> Iterator[None]:
+    """Make new tensors float64, and the model's own tensors look it.
+
+    Python code and composite operators compare dtypes before any operator is dispatched. Each leaf therefore stands
+    for a float64 tensor of its shape that takes no memory; its values are put in where an operator uses it.
+    """
+    before = torch.get_default_dtype()
+    held: list[tuple[Tensor, Tensor]] = []
+    torch.set_default_dtype(torch.float64)
+    try:
+        for leaf in leaves:
+            if leaf.tensor.is_floating_point():
+                held.append((leaf.tensor, leaf.tensor.data))
+                empty = torch.zeros((), dtype=torch.float64, device=leaf.tensor.device)
+                leaf.tensor.data = empty.expand(leaf.tensor.shape)
+        yield
+    finally:
+        for tensor, data in held:
+            tensor.data = data
+        torch.set_default_dtype(before)
+
+
+def run_reference(
+    model: nn.Module,
+    examples: Sequence[Example],
+    leaves: list[Leaf],
+    removed: NDArray[np.bool_],
+    probe: Probe,
+    rules: Rules,
+) -> tuple[list[list[Any]], dict[str, int], set[int]]:
+    """Run the masked dense model on each example.
+
+    Returns:
+        Output leaves per example; normalisations that ran over kept channels; leaves that were used.
+    """
+    outputs, normalised, touched = [], dict[str, int](), set[int]()
+    for example in examples:
+        with preserved(model), quiet_forward(model), in_float64(leaves):
+            mode = Reference(leaves, removed, probe, rules)
+            with module_stack(model, mode.stack), mode:
+                out = example.double().run(model)
+        outputs.append(fixed_outputs(out))
+        touched |= mode.touched
+        for name, count in mode.normalised.items():
+            normalised[name] = normalised.get(name, 0) + count
+    return outputs, normalised, touched
+
+
+def run_small(
+    model: nn.Module,
+    examples: Sequence[Example],
+    leaves: list[Leaf],
+    kept: Kept,
+    probe: Probe,
+) -> list[list[Any]]:
+    """Run the pruned model on each example; return output leaves per example."""
+    outputs = []
+    for example in examples:
+        with preserved(model), quiet_forward(model), in_float64(leaves), Small(leaves, kept, probe):
+            out = example.double().run(model)
+        outputs.append(fixed_outputs(out))
+    return outputs
+
+
+def compare(reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]]) -> tuple[float, float]:
+    """Return the largest absolute difference and the largest absolute output; infinite where they do not match."""
+    worst, scale = 0.0, 0.0
+    for ours, theirs in zip(small, reference, strict=True):
+        if len(ours) != len(theirs):
+            return float("inf"), scale
+        for a, b in zip(ours, theirs, strict=True):
+            if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+                if type(a) is not type(b):
+                    return float("inf"), scale
+                continue
+            if a.shape != b.shape:
+                return float("inf"), scale
+            if not a.numel():
+                continue
+            if not (a.is_floating_point() or a.is_complex()):
+                worst = max(worst, 0.0 if bool((a == b).all()) else float("inf"))
+                continue
+            same_nan = bool((torch.isnan(a) == torch.isnan(b)).all())
+            gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, posinf=float("inf"))
+            worst = max(worst, float(gap.max()) if same_nan else float("inf"))
+            finite = b.abs()[torch.isfinite(b)]
+            scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
+    return worst, scale
+
+
+# -- statistics over kept channels
+
+_Compact = Callable[[Any, dict[str, Any], dict[int, Tensor]], Any]
+
+
+def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    for dim, index in dims.items():
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
+
+
+def _spread(small: Tensor, dims: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
+    """Put kept channels back in their places, zeros elsewhere."""
+    for dim, index in dims.items():
+        full = list(small.shape)
+        full[dim] = shape[dim]
+        small = small.new_zeros(full).index_copy(dim, index.to(small.device), small)
+    return small
+
+
+def _reduced_dims(bound: dict[str, Any], rank: int) -> set[int]:
+    dim = bound.get("dim")
+    if dim is None or (isinstance(dim, list | tuple) and not dim):
+        return set(range(rank))
+    return {d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])}
+
+
+def _compact_reduction(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    first = next(iter(bound))
+    x = bound[first]
+    dims = {d: i for d, i in kept.items() if d in _reduced_dims(bound, x.dim())}
+    return func(**{**bound, first: _select(x, dims)}) if dims else None
+
+
+def _compact_layer_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    x, shape = bound["input"], list(bound["normalized_shape"])
+    low = x.dim() - len(shape)
+    dims = {d: i for d, i in kept.items() if d >= low}
+    if not dims:
+        return None
+    small = _select(x, dims)
+    inner = {d - low: i for d, i in dims.items()}
+    new = dict(bound, input=small, normalized_shape=list(small.shape[low:]))
+    for name in ("weight", "bias"):
+        if isinstance(bound.get(name), Tensor):
+            new[name] = _select(bound[name], inner)
+    out = func(**new)
+    if isinstance(out, Tensor):
+        return _spread(out, dims, x.shape)
+    return (_spread(out[0], dims, x.shape), *out[1:])
+
+
+def _compact_group_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    x = bound["input"]
+    dims = {d: i for d, i in kept.items() if d == 1}
+    if not dims:
+        return None
+    small = _select(x, dims)
+    new = dict(bound, input=small, C=small.shape[1])
+    for name in ("weight", "bias"):
+        if isinstance(bound.get(name), Tensor):
+            new[name] = _select(bound[name], {0: dims[1]})
+    out = func(**new)
+    return (_spread(out[0], dims, x.shape), *out[1:])
+
+
+def _compact_batch_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    if not (bound.get("training") or bound.get("running_mean") is None):
+        return None
+    x = bound["input"]
+    dims = {d: i for d, i in kept.items() if d != 1}
+    if not dims:
+        return None
+    out = func(**dict(bound, input=_select(x, dims)))
+    return (_spread(out[0], dims, x.shape), *out[1:])
+
+
+def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    # A removed row has norm 0, and 0/0 where the kept ones are wanted.
+    dim = bound["dim"] % bound["v"].dim()
+    if dim not in kept:
+        return None
+    rows = {dim: kept[dim]}
+    out = func(_select(bound["v"], rows), _select(bound["g"], rows), bound["dim"])
+    return (_spread(out[0], rows, bound["v"].shape), out[1])
+
+
+_COMPACT: dict[str, _Compact] = {
+    **dict.fromkeys(
+        ("aten::sum", "aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
+         "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
+    "aten::native_layer_norm": _compact_layer_norm,
+    "aten::_fused_rms_norm": _compact_layer_norm,
+    "aten::rms_norm": _compact_layer_norm,
+    "aten::native_group_norm": _compact_group_norm,
+    "aten::native_batch_norm": _compact_batch_norm,
+    "aten::_native_batch_norm_legit": _compact_batch_norm,
+    "aten::_weight_norm_interface": _compact_weight_norm,
+}  # fmt: skip
+
+
+def refuse(message: str) -> GraphError:
+    """Return the error of a failed proof."""
+    return GraphError(message)

@@ -1,0 +1,90 @@
+"""Any element score, added up over everything that a unit owns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from secateur.errors import check_choice
+from secateur.scores.magnitude import Magnitude
+from secateur.types import GroupView, Score, Stats
+
+Reduce = Literal["sum", "mean", "l2", "max"]
+Over = Literal["all", "out", "in", "norm"]
+Normalise = Literal["none", "mean", "max", "l2"]
+
+
+@dataclass(frozen=True)
+class Coupled:
+    r"""Aggregate an element score over the parameters coupled to a unit.
+
+    With :math:`S` the element score and :math:`P_u` the parameters of unit :math:`u` (rows of the layer that makes
+    it, columns of the layers that read it, its scales, shifts and biases):
+
+    .. math:: S_u = \underset{w \in P_u}{\mathrm{reduce}}\; S(w), \qquad
+              \hat S_u = S_u \,/\, \mathrm{normalise}_{v \in \text{group}}(S_v)
+
+    ``over = "out"`` with magnitudes and ``sum`` is the filter norm of Li et al.; ``over = "all"`` with squared
+    magnitudes, ``mean`` and ``normalise = "mean"`` is the group norm of DepGraph. Without normalisation, a global
+    ranking compares groups by the scale of their weights.
+
+    Args:
+        score: The element score.
+        reduce_by: ``sum``, ``mean``, ``l2`` (root of the mean square) or ``max``.
+        over: Which of a unit's parameters count: ``all``, those that make it (``out``), that read it (``in``), or
+            normalisation scales (``norm``).
+        normalise: Divide each group's scores by their own ``mean``, ``max`` or ``l2`` norm, or not at all.
+
+    Example:
+        >>> from secateur.types import MemberView
+        >>> group = GroupView("conv", 2, (MemberView("conv.weight", "out", torch.tensor([[1.0, -2.0], [3.0, 4.0]])),))
+        >>> Coupled(reduce_by="sum").units(group, {}).tolist()
+        [3.0, 7.0]
+
+    References:
+        Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf, Pruning Filters for Efficient ConvNets,
+        2017. Gongfan Fang, Xinyin Ma, Mingli Song, Michael Bi Mi, Xinchao Wang, DepGraph: Towards Any Structural
+        Pruning, 2023.
+    """
+
+    score: Score = field(default_factory=Magnitude)
+    reduce_by: Reduce = "mean"
+    over: Over = "all"
+    normalise: Normalise = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("coupled: reduce_by", self.reduce_by, get_args(Reduce))
+        check_choice("coupled: over", self.over, get_args(Over))
+        check_choice("coupled: normalise", self.normalise, get_args(Normalise))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the element score needs."""
+        return self.score.needs
+
+    def units(self, group: GroupView, stats: Stats) -> Tensor | None:
+        """Return one score per unit; ``None`` where the group owns nothing of the asked kind."""
+        members = group.members if self.over == "all" else group.of(self.over)
+        if not members:
+            return None
+        elements = torch.cat([self._elements(m.name, m.values, stats) for m in members], dim=1)
+        out = {
+            "sum": lambda: elements.sum(1),
+            "mean": lambda: elements.mean(1),
+            "l2": lambda: elements.square().mean(1).sqrt(),
+            "max": lambda: elements.amax(1),
+        }[self.reduce_by]()
+        scale = {
+            "none": lambda: out.new_ones(()),
+            "mean": lambda: out.mean(),
+            "max": lambda: out.amax(),
+            "l2": lambda: out.square().sum().sqrt(),
+        }[self.normalise]()
+        return out / scale if float(scale) > 0 else out
+
+    def _elements(self, name: str, values: Tensor, stats: Stats) -> Tensor:
+        own = {key: {name: table[name]} for key, table in stats.items() if name in table}
+        return self.score({name: values}, own)[name].double()

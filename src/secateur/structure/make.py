@@ -1,0 +1,261 @@
+"""From a method to a plan: which units of which groups go, so that the pruned model meets the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.allocate import Layerwise
+from secateur.errors import GraphError, PatternError, TargetError
+from secateur.graph.choose import Bundle, Removed, Unreachable, bundles, isomorphism, meet
+from secateur.graph.coupling import Coupling, Group
+from secateur.graph.plan import Plan
+from secateur.graph.shrink import Shrunk, shrink
+from secateur.method import Method, as_method
+from secateur.patterns import Channel
+from secateur.prunable import matches
+from secateur.stats.gradients import LossFn
+from secateur.structure.inputs import split_inputs
+from secateur.structure.report import GroupReport, ShrinkReport
+from secateur.structure.scoring import Batches, as_group_score, unit_scores
+from secateur.structure.views import role_of
+from secateur.targets import Target
+from secateur.types import Allocation
+
+
+@dataclass(frozen=True)
+class Structural:
+    """What structural pruning can be asked beyond a method.
+
+    Attributes:
+        align: Channel counts stay multiples of it; kernels for odd widths are slow. 1 switches it off.
+        uniform: Groups of one structure keep one width, so that a configuration can express the result.
+        exact: Never prune a dimension that a normalisation runs over; the result then equals the dense model with
+            zeros in the pruned places, to rounding.
+    """
+
+    align: int = 8
+    uniform: bool = False
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.align, bool) or not isinstance(self.align, int) or self.align < 1:
+            raise TargetError(f"align must be a whole number of at least 1, got {self.align!r}")
+
+
+def make_plan(
+    model: nn.Module,
+    method: Method | Target,
+    example_inputs: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    batches: Batches | None = None,
+    align: int = 8,
+    uniform: bool = False,
+    exact: bool = False,
+) -> ShrinkReport:
+    """Plan the removal of channels, heads and neurons, and prove the plan, without changing the model.
+
+    The model is recorded, shrunk, verified and put back, so that a plan that is returned is known to work.
+
+    Args:
+        model: Any module whose forward runs on the inputs.
+        method: Score, target, allocation and filters; the pattern is ``Channel``. A bare target stands for the mean
+            magnitude over everything coupled, ranked globally.
+        example_inputs: A tensor, a tuple, a dict, or ``(tuple, dict)``.
+        loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
+        batches: Batches for ``loss_fn``.
+        align: Channel counts stay multiples of it; 1 switches it off.
+        uniform: Groups of one structure keep one width.
+        exact: Never prune a dimension that a normalisation runs over.
+
+    Returns:
+        The report; its ``plan`` can be saved, replayed, and given to :func:`shrink_`.
+
+    Raises:
+        GraphError: When nothing can be pruned, or no plan could be proven.
+        TargetError: When the target is out of reach; gives the limit.
+    """
+    shrunk, report = plan_and_shrink(
+        model, method, example_inputs, Structural(align, uniform, exact), loss_fn=loss_fn, batches=batches
+    )
+    shrunk.undo.revert()
+    return report
+
+
+def plan_and_shrink(
+    model: nn.Module,
+    method: Method | Target,
+    example_inputs: Any,
+    how: Structural,
+    *,
+    loss_fn: LossFn | None = None,
+    batches: Batches | None = None,
+) -> tuple[Shrunk, ShrinkReport]:
+    """Shrink a model by a method; see :func:`make_plan`. ``Shrunk.undo`` puts it back."""
+    if isinstance(method, Target):
+        method = Method(target=method, pattern=Channel())
+    method = as_method(method)
+    if not isinstance(method.pattern, Channel):
+        raise PatternError(f"structural pruning removes whole units: the pattern must be Channel, got {method.pattern}")
+    args, kwargs = split_inputs(example_inputs)
+    chooser = _Chooser(model, method, how, loss_fn, batches)
+    shrunk = shrink(model, args, kwargs, chooser, exact=how.exact)
+    report = report_of(shrunk, chooser.skipped)
+    achieved = chooser.value(shrunk.coupling, shrunk.coupling.alive(chooser.removed))
+    goal = method.goal
+    plan = replace(
+        report.plan, info={"target": {goal.kind: goal.value}, "score": str(method.score), "align": how.align}
+    )
+    return shrunk, replace(report, plan=plan, target=goal.kind, asked=goal.value, achieved=achieved)
+
+
+def report_of(shrunk: Shrunk, skipped: dict[str, str]) -> ShrinkReport:
+    """Count what a shrunk model lost."""
+    coupling, plan = shrunk.coupling, shrunk.plan
+    everything = np.ones(coupling.alive(np.zeros(coupling.units, dtype=bool)).shape, dtype=bool)
+    alive = coupling.alive_under(plan.kept)
+    removed = np.zeros(coupling.units, dtype=bool)
+    removed[coupling.unit_of[~alive & (coupling.unit_of >= 0)]] = True
+    groups = tuple(
+        GroupReport(g.name, g.units, int((~removed[g.ids]).sum()), tuple(f"{m.name}[{m.dim}]" for m in g.members))
+        for g in coupling.groups
+    )
+    return ShrinkReport(
+        plan,
+        shrunk.proof,
+        (coupling.parameters(everything), coupling.parameters(alive)),
+        (coupling.macs(everything), coupling.macs(alive)),
+        groups,
+        skipped,
+        shrunk.frozen,
+        {name: tuple(sorted(modules)) for name, modules in coupling.trace.unknown.items()},
+    )
+
+
+class _Chooser:
+    """Marks the units that go, for any coupling of one model."""
+
+    def __init__(
+        self, model: nn.Module, method: Method, how: Structural, loss_fn: LossFn | None, batches: Batches | None
+    ) -> None:
+        self._model, self._method, self._how = model, method, how
+        self._loss_fn, self._batches = loss_fn, batches
+        self._score = as_group_score(method.score, method.pattern)
+        self.skipped: dict[str, str] = {}
+        self.removed: Removed = np.zeros(0, dtype=bool)
+
+    def __call__(self, coupling: Coupling) -> Removed:
+        """Choose."""
+        self.skipped = self._filtered(coupling)
+        scores, silent = unit_scores(self._model, coupling, self._score, loss_fn=self._loss_fn, batches=self._batches)
+        self.skipped |= silent
+        decisions = bundles(coupling, self._how.align, frozenset(self.skipped))
+        for bundle in decisions:
+            if bundle.parts == 1:
+                for group in bundle.groups:
+                    self.skipped[group.name] = (
+                        f"its {group.units} units are no more than one step of {group.step(self._how.align)}, the "
+                        f"fewest that keep channels a multiple of {self._how.align}"
+                    )
+        if not any(b.parts > 1 for b in decisions):
+            if coupling.units:
+                reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:4])
+                raise GraphError(f"nothing can be pruned: because {reasons}")
+            return np.zeros(0, dtype=bool)
+        measure, goal = self._goal(coupling)
+        try:
+            self.removed = meet(coupling, scores, decisions, self._allocation(coupling, decisions), measure, goal)
+        except Unreachable as refusal:
+            raise self._unreachable(coupling, refusal.least) from None
+        return self.removed
+
+    def _allocation(self, coupling: Coupling, decisions: list[Bundle]) -> Allocation:
+        allocation = self._method.allocate or Layerwise()
+        if not self._how.uniform:
+            return allocation
+        kinds = {g.name: isomorphism(coupling, g) for b in decisions for g in b.groups}
+        sizes = {g.name: g.units for b in decisions for g in b.groups}
+
+        def uniform(units: Any, kept: float) -> dict[str, int]:
+            counts = allocation(units, kept)
+            out = {}
+            for name in counts:
+                alike = [other for other in counts if kinds[other] == kinds[name]]
+                out[name] = round(sizes[name] * float(np.mean([counts[o] / sizes[o] for o in alike])))
+            return out
+
+        return uniform
+
+    def _filtered(self, coupling: Coupling) -> dict[str, str]:
+        """Return the groups that the filters leave alone."""
+        method, out = self._method, {}
+        for group in coupling.groups:
+            makers = self._makers(coupling, group)
+            names = makers or [m.name for m in group.members]
+            if method.include and not any(matches(n, method.include) for n in names):
+                out[group.name] = "not in include"
+            elif any(matches(n, method.exclude) for n in names):
+                out[group.name] = "excluded"
+            elif method.types and not any(self._is_type(n, method.types) for n in names):
+                out[group.name] = "not of the given types"
+        return out
+
+    def _makers(self, coupling: Coupling, group: Group) -> list[str]:
+        shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
+        return [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
+
+    def _is_type(self, name: str, types: tuple[str, ...]) -> bool:
+        module = self._model.get_submodule(name.rpartition(".")[0])
+        return any(kind.__name__ in types for kind in type(module).__mro__)
+
+    # -- the target
+
+    def _goal(self, coupling: Coupling) -> tuple[Callable[[NDArray[np.bool_]], float], float]:
+        """Return a size that must not exceed a goal."""
+        target = self._method.goal
+        everything = coupling.alive(np.zeros(coupling.units, dtype=bool))
+        parameters = coupling.parameters(everything)
+        if target.kind == "macs":
+            return lambda alive: float(coupling.macs(alive)), target.value * coupling.macs(everything)
+        if target.kind == "channels":
+            return lambda alive: float(coupling.units_left(alive)), target.value * coupling.units
+        if target.kind == "sparsity":
+            prunable = coupling.prunable_parameters(everything)
+            return lambda alive: float(coupling.prunable_parameters(alive)), (1 - target.value) * prunable
+        limit = parameters / target.value if target.kind == "compression_ratio" else target.value
+        return lambda alive: float(coupling.parameters(alive)), limit
+
+    def value(self, coupling: Coupling, alive: NDArray[np.bool_]) -> float:
+        """Return the target's quantity of the pruned model."""
+        measure, _ = self._goal(coupling)
+        return self._in_words_of_target(coupling, measure(alive))
+
+    def _in_words_of_target(self, coupling: Coupling, size: float) -> float:
+        everything = coupling.alive(np.zeros(coupling.units, dtype=bool))
+        measure, _ = self._goal(coupling)
+        dense, kind = measure(everything), self._method.goal.kind
+        return {
+            "macs": lambda: size / dense,
+            "channels": lambda: size / dense,
+            "sparsity": lambda: 1 - size / dense,
+            "compression_ratio": lambda: dense / size,
+            "kept_parameters": lambda: size,
+        }[kind]()
+
+    def _unreachable(self, coupling: Coupling, least: float) -> TargetError:
+        goal = self._method.goal
+        limit = self._in_words_of_target(coupling, least)
+        whole = f"; {len(self.skipped)} groups stay whole ({next(iter(self.skipped.values()))})" if self.skipped else ""
+        return TargetError(
+            f"target {goal.kind}={goal.value:g} cannot be reached: with one step left in every group it is {limit:.6g}"
+            f"{whole}. Ask for less, or lower align"
+        )
+
+
+__all__ = ["Plan", "Structural", "make_plan", "plan_and_shrink", "report_of"]

@@ -1,0 +1,62 @@
+"""The proof for two models at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.errors import PlanError
+from secateur.graph.coupling import trace
+from secateur.graph.examples import Example, unseen
+from secateur.graph.labels import Axes
+from secateur.graph.plan import Plan, class_name
+from secateur.graph.record import Leaf, owned_tensors
+from secateur.graph.rules import RULES
+from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.structure.inputs import split_inputs
+from secateur.structure.report import ShrinkReport
+
+
+def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan | ShrinkReport) -> Proof:
+    """Compare a shrunk model with the dense one whose pruned weights are zero, in float64, on two inputs.
+
+    Statistics of normalisation layers run over the kept channels in both. The second input has the shapes of the
+    first and other values.
+
+    Args:
+        dense: The model as it was before.
+        small: The shrunk model, not trained further.
+        example_inputs: A tensor, a tuple, a dict, or ``(tuple, dict)``.
+        plan: What was removed.
+
+    Returns:
+        The proof; ``print`` it, or look at ``proof.equal``.
+
+    Raises:
+        PlanError: When the plan fits neither model.
+        GraphError: When a forward fails.
+    """
+    plan = plan.plan if isinstance(plan, ShrinkReport) else plan
+    plan.check(dense)
+    if class_name(small) != class_name(dense):
+        raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
+    args, kwargs = split_inputs(example_inputs)
+    example = Example(args, kwargs)
+    recorded = trace(dense, [example])
+    removed = np.zeros(recorded.ledger.count, dtype=bool)
+    for leaf in recorded.leaves:
+        for dim, kept in plan.kept.get(leaf.name, {}).items():
+            part = leaf.axes.part(dim)
+            if part is not None:
+                gone = np.ones(leaf.axes.shape[dim], dtype=bool)
+                gone[kept] = False
+                removed[part.labels[gone]] = True
+    examples = [*recorded.examples, unseen(example)]
+    probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves], distinct=False)
+    reference, normalised, _ = run_reference(dense, examples, recorded.leaves, removed, probe, RULES)
+    leaves = [Leaf(tuple(names), tensor, Axes(tensor.shape), kind) for names, tensor, kind in owned_tensors(small)]
+    own = Probe([leaf.tensor.detach() for leaf in leaves], distinct=False)
+    difference, scale = compare(reference, run_small(small, examples, leaves, {}, own))
+    return Proof(difference, scale, len(examples), normalised)

@@ -1,0 +1,105 @@
+"""What shrinking did: asked beside achieved, group by group, with the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.graph.plan import Plan
+from secateur.graph.verify import Proof
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """One coupled group.
+
+    Attributes:
+        name: Its name.
+        units: Units before.
+        kept: Units after.
+        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``.
+    """
+
+    name: str
+    units: int
+    kept: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """A shrunk model in figures.
+
+    Attributes:
+        plan: What was done; replays on a fresh instance.
+        proof: The comparison with the masked dense model.
+        parameters: Parameters before and after, tied ones once.
+        macs: Multiply-accumulates of the example input before and after.
+        groups: One row per coupled group.
+        skipped: Groups left whole on purpose, and why.
+        frozen: Modules that trial and error had to constrain, and why.
+        unknown: Operators without a rule, and the modules that call them.
+        target: Name of the target, empty for a plan or masks.
+        asked: Its value.
+        achieved: The same quantity of the shrunk model.
+    """
+
+    plan: Plan
+    proof: Proof
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    groups: tuple[GroupReport, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    target: str = ""
+    asked: float | None = None
+    achieved: float | None = None
+
+    def explain(self, name: str) -> str:
+        """Say what happens to a layer, and what goes with it.
+
+        Args:
+            name: Name of a group, a module or a parameter.
+        """
+        return explain(self.groups, self.skipped, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "target": self.target,
+            "asked": self.asked,
+            "achieved": self.achieved,
+            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "macs": {"before": self.macs[0], "after": self.macs[1]},
+            "proof": self.proof.to_dict(),
+            "groups": [
+                {"name": g.name, "units": g.units, "kept": g.kept, "members": list(g.members)} for g in self.groups
+            ],
+            "skipped": dict(self.skipped),
+            "frozen": dict(self.frozen),
+            "unknown": {name: list(modules) for name, modules in self.unknown.items()},
+        }
+
+    def __str__(self) -> str:
+        (p0, p1), (m0, m1) = self.parameters, self.macs
+        lines = [f"parameters {p0:,} -> {p1:,} ({p1 / p0:.1%}), MACs {m0:,} -> {m1:,} ({m1 / max(m0, 1):.1%})"]
+        if self.asked is not None and self.achieved is not None:
+            lines.append(f"target {self.target}: asked {self.asked:g}, achieved {self.achieved:.4g}")
+        lines.append(str(self.proof))
+        if self.unknown:
+            lines.append("operators without a rule (what they touch stays whole): " + ", ".join(self.unknown))
+        return "\n".join(lines)
+
+
+def explain(groups: tuple[GroupReport, ...], skipped: Mapping[str, str], name: str) -> str:
+    """Describe the groups that a layer takes part in."""
+    lines = []
+    for group in groups:
+        touched = [m for m in group.members if m.partition("[")[0] == name or m.startswith(f"{name}.")]
+        if group.name == name or touched:
+            why = f", left whole: {skipped[group.name]}" if group.name in skipped else ""
+            lines.append(f"{group.name}: {group.kept} of {group.units} units stay{why}; goes with it: "
+                         + ", ".join(group.members))  # fmt: skip
+    return "\n".join(lines)

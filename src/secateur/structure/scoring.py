@@ -1,0 +1,163 @@
+"""One score per unit: what the score needs is collected, element scores are aggregated, group scores asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.errors import MissingStatsError, SelectionError, WeightError
+from secateur.forward import evaluation_mode_of
+from secateur.graph.coupling import Coupling
+from secateur.patterns import Channel
+from secateur.scores import Coupled
+from secateur.select import check_scores
+from secateur.stats.gradients import LossFn, loss_of
+from secateur.structure.views import group_view, rows_of
+from secateur.types import GroupScore, Pattern, Score, Stats
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+_UNIT_STATISTICS = frozenset({"unit_product", "unit_product_square", "unit_product_absolute"})
+_ELEMENT_STATISTICS = frozenset({"gradient", "absolute_gradient"})
+_MAKES = ("out", "bias", "norm", "other")
+
+
+def as_group_score(score: Score | GroupScore, pattern: Pattern) -> GroupScore:
+    """Take an element score for its aggregate over everything coupled to a unit."""
+    if isinstance(score, GroupScore):
+        return score
+    return Coupled(score, pattern.reduce_by if isinstance(pattern, Channel) else "mean")
+
+
+def unit_scores(
+    model: nn.Module,
+    coupling: Coupling,
+    score: GroupScore,
+    *,
+    loss_fn: LossFn | None,
+    batches: Batches | None,
+) -> tuple[NDArray[np.float64], dict[str, str]]:
+    """Score every unit of every group.
+
+    Args:
+        model: The model.
+        coupling: Its groups.
+        score: The score.
+        loss_fn: For scores that need gradients.
+        batches: For scores that need gradients.
+
+    Returns:
+        One score per unit, in the order of ``Group.ids``; groups that the score says nothing about, with the reason.
+
+    Raises:
+        MissingStatsError: When the score needs what nobody supplied.
+        WeightError: When a weight is not finite.
+        SelectionError: When a score is not finite.
+    """
+    values = {leaf.name: leaf.tensor.detach() for leaf in coupling.trace.leaves if leaf.kind == "parameter"}
+    reached = {m.name for g in coupling.groups for m in g.members if m.name in values}
+    meta = any(v.device.type == "meta" for v in values.values())
+    if meta:
+        values = {name: torch.ones(tuple(v.shape)) for name, v in values.items() if name in reached}
+    for name in reached:
+        if not bool(torch.isfinite(values[name]).all()):
+            raise WeightError(f"{name} has NaN or infinite weights; training has diverged")
+    stats = _collect(model, coupling, score, values, loss_fn, batches)
+    out = np.zeros(coupling.units)
+    silent = {}
+    for group in coupling.groups:
+        view = group_view(model, coupling, group, {n: v for n, v in values.items() if n in reached})
+        own = {
+            need: {m.name: table[m.name] for m in view.members if m.name in table}
+            if need in _ELEMENT_STATISTICS
+            else table
+            for need, table in stats.items()
+        }
+        scored = score.units(view, own)
+        if scored is None:
+            silent[group.name] = f"{score} says nothing about it"
+            continue
+        if tuple(scored.shape) != (group.units,):
+            raise SelectionError(f"{group.name}: {score} returned {tuple(scored.shape)} for {group.units} units")
+        out[group.ids] = check_scores(group.name, scored.detach().double().cpu()).numpy()
+    return out, silent
+
+
+def _collect(
+    model: nn.Module,
+    coupling: Coupling,
+    score: GroupScore,
+    values: Mapping[str, Tensor],
+    loss_fn: LossFn | None,
+    batches: Batches | None,
+) -> Stats:
+    if not score.needs:
+        return {}
+    unknown = score.needs - _UNIT_STATISTICS - _ELEMENT_STATISTICS
+    if unknown:
+        raise MissingStatsError(f"{score} needs {sorted(unknown)}, which nothing here collects")
+    if loss_fn is None or batches is None:
+        raise MissingStatsError(f"{score} needs gradients: pass loss_fn=lambda model, batch: ... and batches=[...]")
+    reached = {m.name for g in coupling.groups for m in g.members}
+    parameters = {n: p for n, p in model.named_parameters() if n in reached}
+    sums: dict[str, dict[str, Tensor]] = {need: {} for need in score.needs}
+    count = 0
+    frozen = [p for p in parameters.values() if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        with evaluation_mode_of(model), torch.enable_grad():
+            for batch in batches() if callable(batches) else batches:
+                loss = loss_of(loss_fn, model, batch, count)
+                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                found = {n: g for n, g in zip(parameters, gradients, strict=True) if g is not None}
+                _add(sums, coupling, model, parameters, found)
+                count += 1
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+    if not count:
+        raise MissingStatsError(f"{score} needs gradients, but there were no batches to compute them from")
+    return {need: {name: total / count for name, total in table.items()} for need, table in sums.items()}
+
+
+def _add(
+    sums: dict[str, dict[str, Tensor]],
+    coupling: Coupling,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+) -> None:
+    """Add one batch: element statistics as rows per unit, unit statistics as sums over what makes the unit."""
+    for group in coupling.groups:
+        product = torch.zeros(group.units, dtype=torch.float64)
+        for member in group.members:
+            if member.name not in gradients:
+                continue
+            gradient = rows_of(gradients[member.name], member, group.units).double().cpu()
+            key = f"{member.name}@{member.dim}"
+            for need, value in (("gradient", gradient), ("absolute_gradient", gradient.abs())):
+                if need in sums:
+                    sums[need][key] = sums[need][key] + value if key in sums[need] else value
+            if _UNIT_STATISTICS & sums.keys() and member.dim in _making_dims(model, coupling, member.name):
+                weights = rows_of(parameters[member.name], member, group.units).double().cpu()
+                product += (gradient * weights).sum(1)
+        for need, value in (
+            ("unit_product", product),
+            ("unit_product_square", product.square()),
+            ("unit_product_absolute", product.abs()),
+        ):
+            if need in sums:
+                sums[need][group.name] = sums[need].get(group.name, torch.zeros_like(value)) + value
+
+
+def _making_dims(model: nn.Module, coupling: Coupling, name: str) -> tuple[int, ...]:
+    from secateur.structure.views import role_of
+
+    shape = next(leaf.axes.shape for leaf in coupling.trace.leaves if leaf.name == name)
+    return tuple(d for d in range(len(shape)) if role_of(model, name, d, shape) in _MAKES)
