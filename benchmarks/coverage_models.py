@@ -662,7 +662,7 @@ def scatter(model: nn.Module, seed: int) -> None:
     the scale of a linear layer, other constants c from c · U(.5, 1.5). What repeats a few values (as Mamba's `A_log`)
     is moved by U(-.1, .1). Running statistics that are still at 0 and 1 are drawn too, means from U(-.1, .1) and
     variances from U(.5, 1.5). No other buffer is touched.
-    What `Case.build` makes has been through this, so a second time changes nothing.
+    What `Case.build` makes has been through this; a second time changes parameters of a single number only.
 
     Args:
         model: The model whose parameters change, in eval mode.
@@ -687,7 +687,8 @@ def scatter(model: nn.Module, seed: int) -> None:
                 parameter.add_(moved)
             elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and name == "weight":
                 scale = float(parameter.square().mean() * parameter[0].numel()) ** 0.5
-                parameter.mul_(min(max(scale, 1.0), 2**0.5) / scale)
+                if not 0.999 < scale < 1.415:
+                    parameter.mul_(min(max(scale, 1.0), 2**0.5) / scale)
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         if isinstance(mean, Tensor) and isinstance(variance, Tensor) and _constant(mean) and _constant(variance):
             draw(mean, -0.1, 0.1)
@@ -718,7 +719,7 @@ def _interval(module: nn.Module, name: str, parameter: Tensor) -> tuple[float, f
     if value > 0 or "scale" in kind or name in ("gamma", "layer_scale"):
         return 0.1, 0.3
     if parameter.dim() >= 2 and len(parameter) > 1 and parameter[0].numel() > 1:
-        bound = parameter[0].numel() ** -0.5
+        bound = (3 / parameter[0].numel()) ** 0.5
         return -bound, bound
     return -0.1, 0.1
 

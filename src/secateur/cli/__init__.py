@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from secateur.cli import demo, explain, export, inspect, ls, run, sensitivity
+from secateur.cli import demo, explain, export, inspect, ls, prune, run, sensitivity
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("sensitivity")(sensitivity.sensitivity)
+app.command("prune")(prune.prune)
+app.command("verify")(prune.verify)
 app.command("export")(export.export)
 app.command("ls")(ls.ls)
 app.command("explain")(explain.explain)

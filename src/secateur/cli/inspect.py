@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from secateur.cli.source import Source
     from secateur.inspection import InspectedWeight, Inspection
 
 
@@ -28,6 +29,8 @@ def inspect(
     types: list[str] = typer.Option([], "--types", metavar="CLASS", help="Only modules of this class. Repeatable."),
     masks: Path | None = typer.Option(None, "--masks", help="Masks to count by, instead of zeros."),
     base: Path | None = typer.Option(None, "--base", help="Folder of a run's recipe, if it names a file.py."),
+    groups: bool = typer.Option(False, "--groups", help="Show coupled groups instead: what must be pruned together."),
+    explain: str | None = typer.Option(None, "--explain", metavar="LAYER", help="With --groups: one layer's, and why."),
     every: bool = typer.Option(False, "--all", "-a", help="One row for every bias and norm too."),
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
@@ -37,6 +40,7 @@ def inspect(
     secateur inspect torchvision.models:resnet50 --input 1,3,224,224
     secateur inspect net.py:make --weights net.safetensors --exclude 'head*'
     secateur inspect runs/first
+    secateur inspect net.py:make --input 1,3,32,32 --groups
     """
     from secateur.checkpoint import load_masks
     from secateur.cli.show import console, print_json
@@ -44,6 +48,9 @@ def inspect(
     from secateur.inspection import inspect_model
 
     source = open_source(model, weights=weights, base=base)
+    if groups or explain:
+        show_groups(source, inputs, explain, as_json=as_json)
+        return
     prune = source.recipe.prune if source.recipe is not None else None
     seen = inspect_model(
         source.model,
@@ -57,6 +64,40 @@ def inspect(
         print_json({"source": source.name, **seen.to_dict()})
         return
     show(seen, source.name, console(), every=every)
+
+
+def show_groups(source: Source, inputs: list[str], layer: str | None, *, as_json: bool) -> None:
+    """Print what must be pruned together, and what cannot be pruned and why.
+
+    Args:
+        source: The model.
+        inputs: Shapes of its inputs; a recipe's own data by default.
+        layer: One layer only.
+        as_json: Print JSON instead.
+    """
+    from rich.text import Text
+
+    from secateur.cli.prune import example_of
+    from secateur.cli.show import console, plain_table, print_json, put
+    from secateur.structure import find_groups
+
+    found = find_groups(source.model, example_of(source, inputs))
+    if as_json:
+        print_json({"source": source.name, **found.to_dict()})
+        return
+    out = console()
+    if layer is not None:
+        put(out, Text(found.explain(layer)))
+        return
+    table = plain_table()
+    table.add_column("group", overflow="fold")
+    table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("goes together", overflow="fold")
+    for group in found.groups:
+        table.add_row(group.name, str(group.units), ", ".join(group.members))
+    put(out, Text(f"{source.name}: {len(found.groups)} coupled groups", style="bold"), table, Text())
+    for name, why in found.fixed.items():
+        put(out, Text(f"{name}: {why}", style="dim"))
 
 
 def show(seen: Inspection, name: str, out: Console, *, every: bool = False) -> None:

@@ -74,6 +74,7 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
         for tensor, shape in zip(tensors, shapes, strict=False):
             if shape is not None and tuple(tensor.shape) != shape:
+                self.ran -= 1
                 raise ShapeMismatchError(f"{name} gives {tuple(tensor.shape)}, predicted {shape}")
         self.done = place + 1
         return out

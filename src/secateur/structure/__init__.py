@@ -1,9 +1,10 @@
 """Physically smaller models: plan, shrink, verify, save. The user's side of :mod:`secateur.graph`."""
 
 from secateur.structure.files import load_pruned, save_pruned
+from secateur.structure.groups import Groups, find_groups
 from secateur.structure.make import make_plan
 from secateur.structure.proof import verify
 from secateur.structure.report import GroupReport, ShrinkReport
 from secateur.structure.shrink import shrink_
 
-__all__ = ["GroupReport", "ShrinkReport", "load_pruned", "make_plan", "save_pruned", "shrink_", "verify"]
+__all__ = ["GroupReport", "Groups", "ShrinkReport", "find_groups", "load_pruned", "make_plan", "save_pruned", "shrink_", "verify"]

@@ -1,0 +1,176 @@
+"""``secateur prune MODEL`` and ``secateur verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from secateur.method import Method
+    from secateur.structure import ShrinkReport
+
+_MODEL = typer.Argument(
+    ..., help="package.module:factory, file.py:factory, a recipe file or a run directory.", metavar="MODEL"
+)
+_WEIGHTS = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth.")
+_INPUTS = typer.Option(
+    [], "--input", metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64. Repeatable."
+)
+_BASE = typer.Option(None, "--base", help="Folder of a run's recipe, if it names a file.py.")
+
+
+def prune(
+    model: str = _MODEL,
+    weights: Path | None = _WEIGHTS,
+    inputs: list[str] = _INPUTS,
+    target: str = typer.Option(
+        ..., "--target", "-t", metavar="KIND=VALUE", help="macs=0.5, channels=0.6, compression_ratio=2, sparsity=0.5."
+    ),
+    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel (heads included)."),
+    score: str = typer.Option("magnitude", "--score", "-s", help="An element or group score; see secateur ls score."),
+    allocate: str = typer.Option("global", "--allocate", help="layerwise, global or isomorphic."),
+    include: list[str] = typer.Option([], "--include", metavar="PATTERN", help="Prune only these. Repeatable."),
+    exclude: list[str] = typer.Option([], "--exclude", metavar="PATTERN", help="Leave these alone. Repeatable."),
+    align: int = typer.Option(8, "--align", help="Channel counts stay multiples of it; 1 for none."),
+    uniform: bool = typer.Option(False, "--uniform", help="Same width in every layer of one kind."),
+    exact: bool = typer.Option(False, "--exact", help="Never prune a dimension that a normalisation runs over."),
+    out: Path = typer.Option(Path("pruned"), "--out", "-o", help="Folder for plan.json and model.safetensors."),
+    base: Path | None = _BASE,
+    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+) -> None:
+    """Make a model physically smaller, prove the result, write it with its plan.
+
+    Channels, heads and neurons go from every tensor that they reach. Nothing is written unless the small model equals
+    the masked dense one.
+
+    For example:
+    secateur prune net.py:make --weights net.pt --input 1,3,32,32 --target macs=0.5
+    secateur prune runs/first --target channels=0.6 --allocate layerwise
+    """
+    from secateur.cli.show import console, print_json, put
+    from secateur.cli.source import open_source
+    from secateur.cli.watch import Watch
+    from secateur.structure import save_pruned, shrink_
+
+    method = _method(target, pattern, score, allocate, include, exclude)
+    source = open_source(model, weights=weights, base=base)
+    example = example_of(source, inputs)
+    with Watch(source.name, quiet=as_json) as watch:
+        watch.progress(0, 1, "pruning")
+        report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact)
+        save_pruned(out, source.model, report)
+    if as_json:
+        print_json({"source": source.name, "written": str(out), **report.to_dict()})
+        return
+    from rich.text import Text
+
+    shown = console()
+    put(shown, Text(f"{source.name}: pruned", style="bold"), groups_table(report), Text())
+    for line in str(report).splitlines():
+        put(shown, Text(line[0].upper() + line[1:]))
+    for module, why in report.frozen.items():
+        put(shown, Text(f"Constrained: {module}: {why}", style="dim"))
+    shown.print(f"written to {out}: plan.json, model.safetensors", markup=False, soft_wrap=True)
+
+
+def verify(
+    model: str = _MODEL,
+    pruned: Path = typer.Argument(..., help="Folder with plan.json and model.safetensors.", metavar="PRUNED"),
+    weights: Path | None = _WEIGHTS,
+    inputs: list[str] = _INPUTS,
+    base: Path | None = _BASE,
+    as_json: bool = typer.Option(False, "--json", help="Print the proof as JSON."),
+) -> None:
+    """Compare a pruned model with the dense one whose pruned weights are zero, in float64.
+
+    Exit code 2 when they differ, as they do after further training.
+
+    For example:
+    secateur verify net.py:make pruned --weights net.pt --input 1,3,32,32
+    """
+    import copy
+
+    from secateur.cli.show import print_json
+    from secateur.cli.source import open_source
+    from secateur.errors import GraphError
+    from secateur.structure import load_pruned
+    from secateur.structure import verify as prove
+
+    source = open_source(model, weights=weights, base=base)
+    small = copy.deepcopy(source.model)
+    plan = load_pruned(small, pruned)
+    proof = prove(source.model, small, example_of(source, inputs), plan)
+    if as_json:
+        print_json(proof.to_dict())
+    else:
+        print(f"{pruned} is {proof}")
+    if not proof.equal:
+        raise GraphError(f"{pruned} does not equal the masked dense model: largest difference {proof.difference:.2g}")
+
+
+def groups_table(report: ShrinkReport) -> Table:
+    """Return one row per coupled group: units before and after, and what goes along."""
+    from secateur.cli.show import plain_table
+
+    table = plain_table()
+    table.add_column("group", overflow="fold")
+    for name in ("units", "kept", "tensors"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in report.groups:
+        dim = group.kept == group.units
+        table.add_row(
+            group.name, str(group.units), str(group.kept), str(len(group.members)), style="dim" if dim else None
+        )
+    return table
+
+
+def _method(
+    target: str, pattern: str, score: str, allocate: str, include: list[str], exclude: list[str]
+) -> Method:
+    from secateur.allocate import ALLOCATIONS
+    from secateur.errors import TargetError, check_choice
+    from secateur.method import Method
+    from secateur.patterns import Channel
+    from secateur.scores import GROUP_SCORES, SCORES
+    from secateur.targets import Target
+
+    check_choice("--pattern", pattern, ["channel"])
+    kind, _, value = target.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise TargetError(f"--target {target!r}: expected KIND=NUMBER, such as macs=0.5") from None
+    parts: dict[str, Any] = {**SCORES, **GROUP_SCORES}
+    check_choice("--score", score, parts)
+    check_choice("--allocate", allocate, list(ALLOCATIONS))
+    chosen = parts[score](seed=0) if score == "random" else parts[score]()
+    return Method(
+        target=Target(kind, number),  # type: ignore[arg-type]  # refused by Target itself
+        score=chosen,
+        pattern=Channel(),
+        allocate=ALLOCATIONS[allocate](),
+        include=tuple(include),
+        exclude=tuple(exclude),
+    )
+
+
+def example_of(source: Any, inputs: list[str]) -> Any:
+    """Return example inputs: those asked for, or the first of the recipe's test data."""
+    from secateur.cli.source import parse_inputs
+    from secateur.errors import DataError
+    from secateur.pipeline.data import first_inputs
+    from secateur.pipeline.factories import make_data
+
+    if inputs:
+        return parse_inputs(inputs)
+    if source.recipe is None:
+        raise DataError(
+            "structural pruning records one forward and needs an example; give the shape of the model's input, such as "
+            "--input 1,3,224,224"
+        )
+    data = make_data(source.recipe.data.factory, source.recipe.data.args, base=source.base)
+    return first_inputs(data.test, source.recipe.measure.batch)
