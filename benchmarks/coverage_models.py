@@ -662,7 +662,7 @@ def scatter(model: nn.Module, seed: int) -> None:
     the scale of a linear layer, other constants c from c · U(.5, 1.5). What repeats a few values (as Mamba's `A_log`)
     is moved by U(-.1, .1). Running statistics that are still at 0 and 1 are drawn too, means from U(-.1, .1) and
     variances from U(.5, 1.5). No other buffer is touched.
-    What `Case.build` makes has been through this; a second time changes parameters of a single number only.
+    What `Case.build` makes has been through this; a second time changes little but single numbers.
 
     Args:
         model: The model whose parameters change, in eval mode.

@@ -17,10 +17,12 @@ from secateur.errors import CheckpointError, MissingStatsError, PatternError, Ta
 from secateur.facts import model_facts
 from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
 from secateur.method import Infeasible, Method, as_method, check_reachable, make_masks
+from secateur.patterns import Channel
 from secateur.prunable import Found, find_prunable, matches
 from secateur.schedules import one_shot
 from secateur.stats import STATISTICS, collect_gradients
 from secateur.stats.gradients import LossFn
+from secateur.structure.companions import with_companions
 from secateur.targets import Target, unreachable
 from secateur.types import LayerReport, Masks, PruneReport, Stats
 
@@ -55,7 +57,8 @@ class Pruner:
         ema: An averaged copy with the same parameter names (or ``AveragedModel``), masked along.
         loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
         batches: Batches for ``loss_fn``: an iterable that can be read again, or a function returning one.
-        example_inputs: Positional inputs of one forward pass, for targets in MACs.
+        example_inputs: Positional inputs of one forward pass, for targets in MACs; with the pattern ``channel`` also to
+            find the norms whose parameters die with a unit.
         steps_per_epoch: Needed when the schedule counts epochs.
 
     Raises:
@@ -98,6 +101,8 @@ class Pruner:
             self.model, include=method.include, exclude=method.exclude, types=method.types
         )
         self._check_parts()
+        if isinstance(method.pattern, Channel) and example_inputs is not None:
+            self.found = with_companions(self.model, self.found, example_inputs)
         inputs = example_inputs if method.goal.kind == "macs" else None
         self.found, self.facts = model_facts(self.model, self.found, inputs)
         self.budget = method.goal.budget(self.facts)
@@ -356,8 +361,9 @@ class Pruner:
                 f"this pruner state comes from another method: it has {state['method']}, this pruner {self._identity}"
             )
         check_masks(self.model, state["masks"])
-        biases = {w.bias for w in self.found.weights.values() if w.bias is not None}
-        odd = (state["masks"].keys() - biases) ^ (self.found.weights.keys() if state["masks"] else set())
+        weights = self.found.weights.values()
+        vectors = {w.bias for w in weights if w.bias is not None} | {n for w in weights for n in w.companions}
+        odd = (state["masks"].keys() - vectors) ^ (self.found.weights.keys() if state["masks"] else set())
         if odd:
             raise CheckpointError(f"this pruner state comes from other filters: they differ in {sorted(odd)[:4]}")
         if state["steps"] < 0 or not 0 <= state["updates"] <= self.method.schedule.updates:

@@ -38,6 +38,7 @@ class Weight:
         groups: Groups of a grouped convolution.
         transposed: ``True`` where ``out_dim`` counts per group (transposed convolutions).
         bias: Name of the parameter with one entry per output unit that dies with it, if any.
+        companions: Further parameters with one entry per output unit that die with it: scale and shift of its norm.
         kind: Class name of the owning module.
     """
 
@@ -48,6 +49,7 @@ class Weight:
     groups: int = 1
     transposed: bool = False
     bias: str | None = None
+    companions: tuple[str, ...] = ()
     kind: str = ""
 
     @property

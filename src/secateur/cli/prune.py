@@ -128,9 +128,7 @@ def groups_table(report: ShrinkReport) -> Table:
     return table
 
 
-def _method(
-    target: str, pattern: str, score: str, allocate: str, include: list[str], exclude: list[str]
-) -> Method:
+def _method(target: str, pattern: str, score: str, allocate: str, include: list[str], exclude: list[str]) -> Method:
     from secateur.allocate import ALLOCATIONS
     from secateur.errors import TargetError, check_choice
     from secateur.method import Method

@@ -303,9 +303,15 @@ class Coupling:
         group_of = np.append(rank, -1)  # the last one for indices of no unit
         for leaf, dim, roots in dims:
             unit = np.where(roots > 0, number[roots], -1)
-            for g in np.unique(group_of[unit]).tolist():
+            owner = group_of[unit]
+            order = np.argsort(owner, kind="stable")
+            starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
+            for low, high in pairwise([*starts.tolist(), len(order)]):
+                g, run = int(owner[order[low]]), order[low:high]
                 if g >= 0:
-                    members[g].append(Member(leaf.name, dim, np.where(group_of[unit] == g, unit - bounds[g], -1)))
+                    place = np.full(len(unit), -1)
+                    place[run] = unit[run] - bounds[g]
+                    members[g].append(Member(leaf.name, dim, place))
         groups, taken = [], set[str]()
         for g, (low, high) in enumerate(pairwise(bounds)):
             name = _group_name(members[g], taken)

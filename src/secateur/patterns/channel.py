@@ -19,9 +19,10 @@ from secateur.types import Masks, Weight
 class Channel:
     """All weights of one output unit, with its bias, as one unit.
 
-    Realised here as a mask over the layer's own weight and bias. What depends on the unit in other layers (the next
-    layer's inputs, a norm's scale and shift) is not touched, so a masked network still carries them. The budget counts
-    weights; the biases that die with their units come on top, and a target in parameters reports them as achieved.
+    As a mask it covers the layer's own weight and bias and, given example inputs, the scale and shift of the norm
+    behind it, so that a masked unit is silent. The network still carries the zeros; ``secateur.shrink_`` cuts them out
+    of every layer that they reach. The budget counts weights; the vectors that die with their units come on top, and a
+    target in parameters reports them as achieved.
 
     Args:
         reduce_by: How element scores become the unit's: ``mean`` (comparable between layers), ``sum`` (the L1 norm
@@ -67,9 +68,9 @@ class Channel:
         return keep_top_k(scores, keep)
 
     def expand(self, weight: Weight, kept: Tensor) -> Masks:
-        """Repeat every flag over its unit, and mask the unit's bias."""
+        """Repeat every flag over its unit, and mask the unit's bias and companions."""
         shape = oki_shape(weight)
         masks = {weight.name: from_oki(weight, kept[:, None, None].expand(shape))}
-        if weight.bias is not None:
-            masks[weight.bias] = kept.clone()
+        own = weight.companions if weight.bias is None else (weight.bias, *weight.companions)
+        masks |= {name: kept.clone() for name in own}
         return masks

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
+from secateur.errors import GraphError
 from secateur.metrics import measure_latency, profile
+from secateur.patterns import Channel
 from secateur.pipeline.data import first_inputs
 from secateur.pipeline.directory import DENSE
 from secateur.pipeline.environment import machine, versions
@@ -48,7 +50,8 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
     if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
-    quality["pruned"] = _quality(model, runner)
+    small = _shrunk(runner, notes)
+    quality["pruned"] = _quality(small or model, runner)
     save_model(runner.directory / "model.safetensors", model, masks=masks)
     save_masks(runner.directory / "masks.safetensors", masks)
     result = {
@@ -66,14 +69,31 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "machine": machine(),
         "quality": quality,
         "prune": runner.pruner.report().to_dict(),
-        "profile": _profiles(runner, dense),
-        "realised": "mask",
+        "profile": _profiles(runner, dense, small),
+        "realised": "mask" if small is None else "slice",
         "histograms": {n: _histogram(n, dense, model, masks) for n in runner.pruner.found.weights},
-        "exports": _exports(runner, notes),
+        "exports": _exports(runner, small, notes),
         "notes": notes,
     }
     write_atomic(runner.directory / "result.json", json.dumps(result, indent=1, allow_nan=True).encode())
     return result
+
+
+def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
+    """Cut emptied units out of a copy of the network and write it with its plan; say why where that cannot be done."""
+    if not isinstance(runner.method.pattern, Channel):
+        return None
+    from secateur.structure import save_pruned, shrink_
+
+    small = copy.deepcopy(runner.model)
+    try:
+        report = shrink_(small, runner.pruner.masks, _inputs(runner))
+    except GraphError as error:
+        notes.append(f"the network was not cut down, its pruned units stay as zeros: {error}")
+        return None
+    save_pruned(runner.directory / "pruned", small, report)
+    notes.append(f"the cut-down network is {report.proof}")
+    return small
 
 
 def _quality(model: nn.Module, runner: Runner) -> dict[str, float]:
@@ -88,14 +108,15 @@ def _inputs(runner: Runner) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
-def _profiles(runner: Runner, dense: nn.Module) -> dict[str, Any]:
+def _profiles(runner: Runner, dense: nn.Module, small: nn.Module | None) -> dict[str, Any]:
+    pruned, masks = (runner.model, runner.pruner.masks) if small is None else (small, None)
     measure = runner.recipe.measure
     args, kwargs = _inputs(runner)
     latency: dict[str, Any] = {}
     if measure.latency:
         latency = dict(
             measure_latency(
-                {"dense": dense, "pruned": runner.model},
+                {"dense": dense, "pruned": pruned},
                 args,
                 kwargs,
                 runs=measure.runs,
@@ -104,7 +125,7 @@ def _profiles(runner: Runner, dense: nn.Module) -> dict[str, Any]:
             )
         )
     prunable = list(runner.pruner.found.weights)
-    both = {"dense": (dense, None), "pruned": (runner.model, runner.pruner.masks)}
+    both = {"dense": (dense, None), "pruned": (pruned, masks)}
     return {
         name: profile(
             model, args, kwargs, masks=masks, prunable=prunable, latency=latency.get(name), energy=measure.energy
@@ -113,7 +134,7 @@ def _profiles(runner: Runner, dense: nn.Module) -> dict[str, Any]:
     }
 
 
-def _exports(runner: Runner, notes: list[str]) -> list[dict[str, Any]]:
+def _exports(runner: Runner, small: nn.Module | None, notes: list[str]) -> list[dict[str, Any]]:
     if not runner.recipe.export:
         return []
     from secateur.export import export_model
@@ -121,12 +142,12 @@ def _exports(runner: Runner, notes: list[str]) -> list[dict[str, Any]]:
     args, kwargs = _inputs(runner)
     runner.listener.progress(runner.total_steps, runner.total_steps, "exporting")
     done = export_model(
-        runner.model,
+        small or runner.model,
         args,
         kwargs,
         out_dir=runner.directory / "exports",
         formats=runner.recipe.export,
-        masks=runner.pruner.masks,
+        masks=runner.pruner.masks if small is None else None,
     )
     rows = []
     for item in done:

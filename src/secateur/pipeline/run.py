@@ -32,6 +32,7 @@ from secateur.checkpoint import (
 from secateur.errors import DataError, RecipeError
 from secateur.export import check_formats
 from secateur.masks import apply_masks_, clear_optimizer_state_
+from secateur.patterns import Channel
 from secateur.pipeline.data import (
     Data,
     Split,
@@ -162,9 +163,14 @@ class Runner:
             self.method,
             loss_fn=self._loss,
             batches=self._score_batches,
-            example_inputs=(self._sample("macs", 1),) if self.method.goal.kind == "macs" else None,
+            example_inputs=self._example_inputs(),
             steps_per_epoch=self.plan.steps_per_epoch,
         )
+
+    def _example_inputs(self) -> tuple[Any, ...] | None:
+        """Return one sample where the target counts MACs or units must be followed through the network."""
+        wanted = self.method.goal.kind == "macs" or isinstance(self.method.pattern, Channel)
+        return (self._sample("macs", 1),) if wanted else None
 
     def _check_last_batch(self) -> None:
         """A batch norm over features alone has no statistics on one sample, and says so only at the epoch's end."""

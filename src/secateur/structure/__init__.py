@@ -7,4 +7,14 @@ from secateur.structure.proof import verify
 from secateur.structure.report import GroupReport, ShrinkReport
 from secateur.structure.shrink import shrink_
 
-__all__ = ["GroupReport", "Groups", "ShrinkReport", "find_groups", "load_pruned", "make_plan", "save_pruned", "shrink_", "verify"]
+__all__ = [
+    "GroupReport",
+    "Groups",
+    "ShrinkReport",
+    "find_groups",
+    "load_pruned",
+    "make_plan",
+    "save_pruned",
+    "shrink_",
+    "verify",
+]
