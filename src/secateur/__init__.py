@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.recover import reestimate_bn_, rematch_bn_
     from secateur.schedules import Schedule
+    from secateur.structure import load_pruned, make_plan, save_pruned, shrink_, verify
     from secateur.targets import Target
 
 __all__ = [
@@ -38,7 +39,9 @@ __all__ = [
     "Target",
     "export_model",
     "load_model",
+    "load_pruned",
     "make_masks",
+    "make_plan",
     "profile",
     "prune_",
     "prune_and_retrain",
@@ -46,6 +49,9 @@ __all__ = [
     "rematch_bn_",
     "run",
     "save_model",
+    "save_pruned",
+    "shrink_",
+    "verify",
 ]
 
 _HOMES = {
@@ -61,7 +67,9 @@ _HOMES = {
     "Target": "secateur.targets",
     "export_model": "secateur.export",
     "load_model": "secateur.checkpoint",
+    "load_pruned": "secateur.structure",
     "make_masks": "secateur.method",
+    "make_plan": "secateur.structure",
     "profile": "secateur.metrics",
     "prune_": "secateur.pruner",
     "prune_and_retrain": "secateur.pipeline.loop",
@@ -69,6 +77,9 @@ _HOMES = {
     "rematch_bn_": "secateur.recover",
     "run": "secateur.pipeline.run",
     "save_model": "secateur.checkpoint",
+    "save_pruned": "secateur.structure",
+    "shrink_": "secateur.structure",
+    "verify": "secateur.structure",
 }
 
 

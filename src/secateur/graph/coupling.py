@@ -180,8 +180,14 @@ def trace(
         with suppress(GraphError):  # a guard that raises is no branch
             record(another(), way)
     if any(leaf.kind == "parameter" and i not in first.touched for i, leaf in enumerate(first.leaves)):
-        record(another(), examples[0], training=True)
-        taken.pop()
+        mode = another()
+        try:
+            record(mode, examples[0], training=True)
+            taken.pop()
+        except GraphError as error:  # nobody knows what these parameters would have to follow
+            for i in mode.touched - first.touched:
+                for part in first.leaves[i].axes.parts:
+                    ledger.freeze(part.labels, f"training mode, where {error}")
     return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken))
 
 

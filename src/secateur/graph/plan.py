@@ -95,7 +95,9 @@ class Plan:
             for name, entry in document["tensors"].items():
                 shape = tuple(int(s) for s in entry["shape"])
                 shapes[name] = shape
-                kept[name] = {int(d): _indices(runs, shape[int(d)]) for d, runs in entry["kept"].items()}
+                kept[name] = {
+                    int(d): _indices(f"{source}: {name}", runs, shape[int(d)]) for d, runs in entry["kept"].items()
+                }
             edits = tuple(Edit(str(e["module"]), str(e["attribute"]), e["old"], e["new"]) for e in document["edits"])
             for edit in edits:
                 if not _is_size(edit.old) or not _is_size(edit.new):
@@ -285,16 +287,18 @@ def runs_of(indices: NDArray[np.int64]) -> list[list[int]]:
     return [[int(a), int(b)] for a, b in zip(firsts, lasts, strict=True)]
 
 
-def _indices(runs: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
+def _indices(where: str, runs: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
     out: list[NDArray[np.int64]] = []
     last = -1
     for low, high in runs:
         if type(low) is not int or type(high) is not int or not last < low <= high < size:
-            raise PlanError(f"kept indices [{low!r}, {high!r}] do not ascend within a dimension of size {size}")
+            raise PlanError(
+                f"{where}: kept indices [{low!r}, {high!r}] do not ascend within a dimension of size {size}"
+            )
         out.append(np.arange(low, high + 1))
         last = high
     if not out:
-        raise PlanError("a dimension would keep no index")
+        raise PlanError(f"{where}: a dimension would keep no index")
     return np.concatenate(out)
 
 

@@ -9,10 +9,11 @@ from secateur.graph.record import Call
 from secateur.graph.rules._registry import elementwise, rule
 
 rule(
-    "clamp", "clamp_min", "clamp_max", "masked_fill", "copy", "floor_divide", "dropout", "addcmul", "addcdiv", "lerp", "prelu",
+    "clamp", "clamp_min", "clamp_max", "masked_fill", "copy", "dropout", "addcmul", "addcdiv", "lerp", "prelu",
     "_prelu_kernel", "rrelu_with_noise", "threshold", "hardtanh", "leaky_relu", "elu", "celu", "selu", "gelu", "silu",
     "mish", "hardswish", "hardsigmoid", "softplus", "softshrink", "hardshrink", "log_sigmoid_forward", "relu6",
     "logit", "nan_to_num", "bitwise_not", "isnan", "isinf", "isfinite", "pow", "add", "mul", "sub", "div", "rsub",
+    "floor_divide",
     "maximum", "minimum", "sigmoid", "tanh", "sqrt", "rsqrt", "exp", "neg", "abs", "square", "softmax_backward",
 )(elementwise)  # fmt: skip
 
