@@ -20,24 +20,27 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import coverage_row
 from coverage_models import NOT_RUNNABLE, ZOOS, cases
 from coverage_page import write_page
+from secateur.pipeline.environment import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
 PAGE = ROOT / "docs" / "coverage.md"
 PACKAGES = ("secateur", "torch", "numpy", "torchvision", "timm", "transformers", "onnx", "onnxruntime")
+FORK = get_context("fork")  # models' libraries take seconds to import
 POLL = 0.2  # seconds between two looks at a running model
 ROOM = 6 * 2**30  # bytes that must be free for a second model to start beside a running one
 
@@ -71,7 +74,6 @@ class Table:
 
     def __init__(self, path: Path, order: list[tuple[str, str]], head: Row) -> None:
         self._path, self._order, self._head = path, order, head
-        self._lock = threading.Lock()
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
         self.rows: dict[tuple[str, str], Row] = {(row["zoo"], row["name"]): row for row in old["rows"]}
 
@@ -82,9 +84,8 @@ class Table:
 
     def put(self, row: Row) -> None:
         """Add or replace a row, and write the file."""
-        with self._lock:
-            self.rows[row["zoo"], row["name"]] = row
-            self.write()
+        self.rows[row["zoo"], row["name"]] = row
+        self.write()
 
     def write(self) -> None:
         """Write the file, complete or not at all; one line for each row."""
@@ -97,54 +98,68 @@ class Table:
         part.replace(self._path)
 
 
-def make_row(zoo: str, name: str, args: argparse.Namespace) -> Row:
-    """Run one model in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "row.json"
-        words = [sys.executable, str(Path(__file__).with_name("coverage_row.py")), zoo, name, str(path)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": folder}
-        with (Path(folder) / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
-            options = ["--onnx"] if args.onnx else []
-            process = subprocess.Popen([*words, *options], env=env, stdout=errors, stderr=errors, cwd=folder)
-            ended, peak = watch(process, path, args)
-            errors.seek(0)
-            said = [line.strip() for line in errors if line.strip()]
-        row: Row = read(path) or {"zoo": zoo, "name": name, "stage": "start", "works": "crashed", "why": ""}
-    row["peak_bytes"] = peak
-    stage = row.pop("stage")
-    if stage == "done" or (ended == "" and row["works"] == "refused"):
-        return row
-    why = ended or row["why"] or (said[-1][:300] if said else f"exit status {process.returncode}")
-    if row["works"] != "pruned":  # it ended before there was a pruned model
-        kind = "timed out" if ended.startswith("no end") else "crashed"
-        return row | {"works": kind if stage == "shrink" else "not built", "why": f"{stage}: {why}"}
-    return row | {stage: {"ok": False, "why": why}}
+class Attempt:
+    """One model in a process of its own.
 
-
-def watch(process: subprocess.Popen[Any], path: Path, args: argparse.Namespace) -> tuple[str, int]:
-    """Wait for a process; end it when a stage lasts too long or it takes too much memory.
-
-    Returns:
-        Why it was ended, or nothing; the most memory it has held, in bytes.
+    Args:
+        key: Zoo and name.
+        folder: For its files.
+        args: Limits.
     """
-    stage, began, peak = "", time.monotonic(), 0
-    while process.poll() is None:
-        time.sleep(POLL)
-        held = resident(process.pid)
-        peak = max(peak, held)
-        now = (read(path) or {}).get("stage", "")
-        if now != stage:
-            stage, began = now, time.monotonic()
-        why = ""
-        if time.monotonic() - began > args.limit:
-            why = f"no end within {args.limit:g} s"
-        elif held > args.memory * 2**30:
-            why = f"more than {args.memory:g} GiB of memory"
-        if why:
-            process.kill()
-            process.wait()
-            return why, peak
-    return (f"ended by signal {-process.returncode}" if process.returncode < 0 else ""), peak
+
+    def __init__(self, key: tuple[str, str], folder: Path, args: argparse.Namespace) -> None:
+        self.key, self._args = key, args
+        self._path, self._log = folder / "row.json", folder / "log"
+        self._stage, self._peak, self._why = "", 0, ""
+        self._began = self._entered = time.monotonic()
+        self._process = FORK.Process(target=work, args=(*key, folder, args.onnx))
+        self._process.start()
+
+    def ended(self) -> bool:
+        """Look at it; end it when a stage lasts too long or it takes too much memory."""
+        held = resident(self._process.pid or 0)
+        self._peak = max(self._peak, held)
+        stage = (read(self._path) or {}).get("stage", "")
+        if stage != self._stage:
+            self._stage, self._entered = stage, time.monotonic()
+        if not self._process.is_alive():
+            return True
+        if time.monotonic() - self._entered > self._args.limit:
+            self._why = f"no end within {self._args.limit:g} s"
+        elif held > self._args.memory * 2**30:
+            self._why = f"more than {self._args.memory:g} GiB of memory"
+        else:
+            return False
+        self._process.kill()
+        return True
+
+    def row(self) -> Row:
+        """Return what there is to say once it has ended."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        late = self._why.startswith("no end")
+        row = read(self._path) or {"zoo": self.key[0], "name": self.key[1], "works": "", "why": "", "stage": "start"}
+        row |= {"peak_bytes": self._peak, "total_seconds": time.monotonic() - self._began}
+        stage = row.pop("stage")
+        if stage == "done" or (not code and not self._why):
+            return row
+        said = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        why = self._why or (f"ended by signal {-code}" if code < 0 else "") or row["why"] or " ".join(said[-1:])
+        if row["works"] == "pruned":
+            return row | {stage: {"ok": False, "why": why}}
+        kind = ("timed out" if late else "crashed") if stage == "shrink" else "not built"
+        return row | {"works": kind, "why": f"{stage}: {why}"}
+
+
+def work(zoo: str, name: str, folder: Path, onnx: bool) -> None:
+    """Make one row, in a process that has been forked for it; what it prints goes to a file."""
+    with (folder / "log").open("w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # if memory runs out all the same, this one goes
+    coverage_row.make(zoo, name, folder / "row.json", onnx=onnx)
 
 
 def resident(pid: int) -> int:
@@ -173,42 +188,34 @@ def read(path: Path) -> Row | None:
 
 
 def run_all(todo: list[tuple[str, str]], table: Table, source: str, args: argparse.Namespace) -> None:
-    """Make the missing rows."""
-    running, lock = [0], threading.Lock()
-
-    def one(number: int, key: tuple[str, str]) -> None:
-        while True:
-            with lock:
-                if not running[0] or free_memory() > ROOM:
-                    running[0] += 1
-                    break
+    """Make the missing rows. No thread is used here: processes are forked from this one."""
+    coverage_row.preload()
+    waiting, running, done = list(todo), dict[str, Attempt](), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        while waiting or running:
+            if waiting and (not running or (len(running) < args.jobs and free_memory() > ROOM)):
+                key = waiting.pop(0)
+                folder = Path(tempfile.mkdtemp(dir=scratch))
+                running[str(folder)] = Attempt(key, folder, args)
+            for name in [name for name, attempt in running.items() if attempt.ended()]:
+                row = running.pop(name).row() | {"commit": source}
+                shutil.rmtree(name, ignore_errors=True)
+                table.put(row)
+                done += 1
+                print(f"{done:3}/{len(todo)} {line(row)}", flush=True)
             time.sleep(POLL)
-        began = time.monotonic()
-        try:
-            row = make_row(*key, args)
-        finally:
-            with lock:
-                running[0] -= 1
-        row |= {"commit": source, "total_seconds": time.monotonic() - began}
-        table.put(row)
-        left = f"{row['parameters'][1] / row['parameters'][0]:.2f} left" if "parameters" in row else row["why"][:150]
-        bad = [f"{k}: {v['why'][:100]}" for k, v in row.items() if isinstance(v, dict) and v.get("ok", True) is False]
-        seconds = f"{row['total_seconds']:5.0f} s"
-        print(
-            f"{number:3}/{len(todo)} {key[0]:17} {key[1]:34} {row['works']:9} {seconds} {left} {bad or ''}", flush=True
-        )
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(one, number, key) for number, key in enumerate(todo, 1)]:
-            future.result()
+
+def line(row: Row) -> str:
+    """A row in one line, for whoever waits."""
+    left = f"{row['parameters'][1] / row['parameters'][0]:.2f} left" if "parameters" in row else row["why"][:200]
+    failed = [f"{k}: {v['why'][:150]}" for k, v in row.items() if isinstance(v, dict) and v.get("ok", True) is False]
+    start = f"{row['zoo']:17} {row['name']:34} {row['works']:9} {row['total_seconds']:5.0f} s"
+    return f"{start}  {left}  {'; '.join(failed)}".rstrip()
 
 
 def head(args: argparse.Namespace, source: str) -> Row:
     """What the rows depend on."""
-    from coverage_row import CHANNELS_KEPT, EXPORT_TOLERANCE, SEEDS, SINGLE, TOLERANCE
-
-    from secateur.pipeline.environment import machine
-
     return {
         "schema": 1,
         "benchmark": "coverage",
@@ -217,9 +224,13 @@ def head(args: argparse.Namespace, source: str) -> Row:
         "commit": source,
         "machine": machine() | {"threads": 1, "processes": args.jobs},
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
-        "seeds": SEEDS,
-        "channels_kept": CHANNELS_KEPT,
-        "tolerances": {"float64": TOLERANCE, "float32": SINGLE, "export": EXPORT_TOLERANCE},
+        "seeds": coverage_row.SEEDS | {"plain": list(coverage_row.PLAIN_SEEDS)},
+        "channels_kept": coverage_row.CHANNELS_KEPT,
+        "tolerances": {
+            "float64": coverage_row.TOLERANCE,
+            "float32": coverage_row.SINGLE,
+            "export": coverage_row.EXPORT_TOLERANCE,
+        },
         "limits": {"stage_seconds": args.limit, "memory_gib": args.memory},
         "not_runnable": NOT_RUNNABLE,
     }

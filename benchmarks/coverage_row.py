@@ -2,7 +2,7 @@
 
     python benchmarks/coverage_row.py ZOO NAME FILE [--onnx]
 
-`coverage.py` runs this in a process of its own for each model. The row is written to the file before each stage, so
+`coverage.py` does this in a process of its own for each model. The row is written to the file before each stage, so
 that a crash or a time limit leaves what was known by then. `plain` is a second opinion: it shares no code with the
 engine, neither labels nor recorder, and zeroes the removed indices in the dense model's parameters by plain indexing.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib
 import json
 import logging
 import sys
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from coverage_models import Case, Inputs, cases, outputs, scatter
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from _torchvision_ops import declare
+from coverage_models import Case, Inputs, cases, outputs, scatter
 from secateur import export_model
 from secateur.allocate import Layerwise
 from secateur.errors import SecateurError
@@ -42,7 +44,8 @@ METHOD = Method(target=Target("channels", CHANNELS_KEPT), pattern=Channel(), all
 TOLERANCE = 1e-10  # relative to the largest output, or 1
 SINGLE = 1e-4  # the same, where the model itself insists on computing in float32
 EXPORT_TOLERANCE = 1e-5
-SEEDS = {"weights": 0, "example": 0, "unseen": 1, "plain": [2, 3], "train": 4, "save": 5}
+SEEDS = {"weights": 0, "example": 0, "unseen": 1, "train": 4, "save": 5}
+PLAIN_SEEDS = (2, 3)
 LONGEST = 300  # characters of a reason
 
 Row = dict[str, Any]
@@ -114,18 +117,34 @@ def fill(sheet: Sheet, case: Case, *, onnx: bool) -> None:
     if report is None:
         return
     plan = report.plan.kept
-    sheet.check("unseen", lambda: unseen(dense, model, case.inputs(SEEDS["unseen"]), report))
-    sheet.check("plain", lambda: plain(dense, model, report, [case.inputs(seed) for seed in SEEDS["plain"]]))
+    checks_of_equality(sheet, case, dense, model, report)
     del dense
     sheet.check("ties", lambda: same_ties(ties, tied(model)))
-    sheet.check("state", lambda: same_state(model, optimizer, momenta, plan))
-    momenta.clear()
-    sheet.check("step", lambda: step(model, optimizer, case.inputs(SEEDS["train"]), row["dense_step"]))
-    del optimizer
+    checks_of_training(sheet, case, model, optimizer, momenta, plan)
+    del optimizer, momenta
     sheet.check("save", lambda: saved(model, report, case))
     sheet.check("export", lambda: exported(model, case))
     if onnx:
         sheet.check("onnx", lambda: to_onnx(model, case))
+
+
+def checks_of_equality(sheet: Sheet, case: Case, dense: nn.Module, small: nn.Module, report: ShrinkReport) -> None:
+    """Compare with the dense model, which is not to be used again."""
+    sheet.check("unseen", lambda: unseen(dense, small, case.inputs(SEEDS["unseen"]), report))
+    sheet.check("plain", lambda: plain(dense, small, report, [case.inputs(seed) for seed in PLAIN_SEEDS]))
+
+
+def checks_of_training(
+    sheet: Sheet,
+    case: Case,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    momenta: dict[str, Tensor],
+    kept: Any,
+) -> None:
+    """Look at the momentum, and make a step, which changes the model."""
+    sheet.check("state", lambda: same_state(model, optimizer, momenta, kept))
+    sheet.check("step", lambda: step(model, optimizer, case.inputs(SEEDS["train"]), sheet.row["dense_step"]))
 
 
 # ------------------------------------------------------------------------------------------------------------ shrinking
@@ -197,7 +216,8 @@ def unseen(dense: nn.Module, small: nn.Module, inputs: Inputs, report: ShrinkRep
     """The engine's own proof, on inputs that planning has not seen."""
     proof = verify(dense, small, inputs, report)
     ok = proof.difference <= TOLERANCE * max(1.0, proof.scale)
-    return {"ok": ok, "difference": proof.difference, "scale": proof.scale, "inputs": proof.inputs}
+    why = "" if ok else f"differs by {proof.difference:.1e} of {proof.scale:.1e}"
+    return {"ok": ok, "difference": proof.difference, "scale": proof.scale, "inputs": proof.inputs, "why": why}
 
 
 def plain(dense: nn.Module, small: nn.Module, report: ShrinkReport, inputs: list[Inputs]) -> Check:
@@ -228,7 +248,9 @@ def plain(dense: nn.Module, small: nn.Module, report: ShrinkReport, inputs: list
     result |= {"finite": finite, "changed": changed, "outputs": len(flat(ours)), "resized": resized}
     if equal or not over:
         how = "kept channels" if over else "zeros"
-        return result | {"ok": equal and finite and 0 < changed, "how": how, "why": ""}
+        ok = equal and finite and changed > 0
+        why = "" if ok else f"differs by {difference:.1e} of {scale:.1e}; finite: {finite}; from dense: {changed:.1e}"
+        return result | {"ok": ok, "how": how, "why": why}
     why = f"differs by {difference:.1e} of {scale:.1e}, with statistics outside of modules"
     return result | {"ok": finite and 0 < changed < float("inf"), "how": "shapes", "why": why}
 
@@ -248,7 +270,7 @@ def gone(size: int, indices: Any) -> list[int]:
 
 
 def narrow_norms(dense: nn.Module, small: nn.Module, kept: Any) -> None:
-    """Let the dense model's normalisation modules see kept channels only: those of the pruned model take their place."""
+    """Let normalisation modules of the dense model see kept channels only: those of the pruned one take their place."""
     for name, module in dense.named_modules():
         is_norm = "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._NormBase)
         dims = kept.get(f"{name}.weight", {})
@@ -275,12 +297,12 @@ def float64() -> Iterator[None]:
     names = torch.float32, torch.float, Tensor.float
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    torch.float32 = torch.float = torch.float64  # type: ignore[misc]
+    torch.float32 = torch.float = torch.float64
     Tensor.float = Tensor.double  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.float32, torch.float, Tensor.float = names  # type: ignore[misc, method-assign]
+        torch.float32, torch.float, Tensor.float = names  # type: ignore[method-assign]
         torch.set_default_dtype(default)
 
 
@@ -366,7 +388,7 @@ def momentum(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tenso
 def dense_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> Check:
     """One step at learning rate 0, which fills the momentum; buffers are put back."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    tried = []
+    tried: list[str] = []
     try:
         for mode in ("train", "eval"):
             try:
@@ -502,15 +524,30 @@ def unless_dense_cannot(attempt: Callable[[nn.Module], Check], model: nn.Module,
     return {"ok": None, "why": short(f"dense cannot: {dense['why']}")}
 
 
-def main(words: list[str]) -> None:
+def preload() -> None:
+    """Import what models are made from, once for all processes that are forked from this one."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    zoo, name, path, *options = words
+    declare()
+    for zoo in ("torchvision", "timm", "transformers"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(zoo)
+
+
+def make(zoo: str, name: str, path: Path, *, onnx: bool) -> None:
+    """Make one row.
+
+    Args:
+        zoo: Where the model comes from.
+        name: What it is called there.
+        path: The file for the row.
+        onnx: Whether to export to ONNX.
+    """
     (case,) = (c for c in cases(zoo) if c.name == name)
-    sheet = Sheet(Path(path), case)
+    sheet = Sheet(path, case)
     try:
-        fill(sheet, case, onnx="--onnx" in options)
+        fill(sheet, case, onnx=onnx)
     except BaseException as problem:
         sheet.row["why"] = sheet.row["why"] or short(problem)
         sheet.write()
@@ -519,4 +556,5 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    preload()
+    make(sys.argv[1], sys.argv[2], Path(sys.argv[3]), onnx="--onnx" in sys.argv)

@@ -66,6 +66,7 @@ class Group:
         Counted where the channels are made: the input side of a grouped convolution counts per group.
         """
         made = [m for m in self.members if m.dim == 0] or self.members
+        made = [m for m in made if len(m.unit) > 2 * align] or made  # not where heads are mixed, say
         step = 1
         for member in made:
             step = math.lcm(step, align // math.gcd(align, max(member.width, 1)))
@@ -154,24 +155,16 @@ def trace(
     first.add_leaves(model)
     taken: list[Example] = []
 
-    def record(mode: Recorder, example: Example, *, training: bool = False) -> list[Any]:
-        reads = ScalarReads()
-        with preserved(model), quiet_forward(model, training=training), module_stack(model, mode.stack), mode, reads:
-            out = example.run(model)
-            ledger.where = "an output of the model"
-            for tensor in fixed_outputs(out):
-                if isinstance(tensor, Tensor):
-                    ledger.freeze_all(mode.axes(tensor))
-        first.touched |= mode.touched
-        for name, modules in mode.unknown.items():
-            first.unknown.setdefault(name, set()).update(modules)
-        taken.append(example)
-        return reads.reads
-
     def another() -> Recorder:
         mode = Recorder(ledger, rules, exact=exact, keep_ops=False)
         mode.adopt(first.leaves)
         return mode
+
+    def record(mode: Recorder, example: Example) -> list[Any]:
+        reads = _record(model, mode, example)
+        first.note(mode)
+        taken.append(example)
+        return reads
 
     ways: list[Example] = []
     for number, example in enumerate(examples):
@@ -182,13 +175,24 @@ def trace(
     if any(leaf.kind == "parameter" and i not in first.touched for i, leaf in enumerate(first.leaves)):
         mode = another()
         try:
-            record(mode, examples[0], training=True)
-            taken.pop()
+            _record(model, mode, examples[0], training=True)
+            first.note(mode)
         except GraphError as error:  # nobody knows what these parameters would have to follow
             for i in mode.touched - first.touched:
-                for part in first.leaves[i].axes.parts:
-                    ledger.freeze(part.labels, f"training mode, where {error}")
+                ledger.freeze_all(Axes((), first.leaves[i].axes.parts), f"training mode, where {error}")
     return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken))
+
+
+def _record(model: nn.Module, mode: Recorder, example: Example, *, training: bool = False) -> list[Any]:
+    """Record one forward; return the scalars that Python read from tensors."""
+    reads = ScalarReads()
+    with preserved(model), quiet_forward(model, training=training), module_stack(model, mode.stack), mode, reads:
+        out = example.run(model)
+        mode.ledger.where = "an output of the model"
+        for tensor in fixed_outputs(out):
+            if isinstance(tensor, Tensor):
+                mode.ledger.freeze_all(mode.axes(tensor))
+    return reads.reads
 
 
 class Coupling:

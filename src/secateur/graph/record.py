@@ -302,6 +302,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise AssertionError(f"labels of shape {axes.shape} for a tensor of shape {tuple(tensor.shape)}")
         self._axes[tensor] = axes
 
+    def note(self, other: Recorder) -> None:
+        """Add what another recording of the same model met."""
+        self.touched |= other.touched
+        for name, modules in other.unknown.items():
+            self.unknown.setdefault(name, set()).update(modules)
+
     def __enter__(self) -> Self:
         """Start recording."""
         self._watch.__enter__()  # type: ignore[no-untyped-call]
