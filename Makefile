@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint install cards bench-speed bench-fashion-mnist clean
+.PHONY: demo test lint install cards bench-speed bench-fashion-mnist bench-coverage bench-structural-speed clean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -35,8 +35,17 @@ cards: $(INSTALLED)
 bench-speed: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
 
+bench-structural-speed: $(INSTALLED)
+	$(BIN)/python benchmarks/structural_speed.py
+
 bench-fashion-mnist: $(INSTALLED)
 	$(BIN)/python benchmarks/fashion_mnist.py --jobs 2
+
+# The models' packages are of no use to the library itself, and are installed without what they depend on.
+bench-coverage: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 transformers==5.23.0 \
+	  huggingface_hub tokenizers regex tqdm click hf-xet httpx2 httpcore2 h11 anyio sniffio certifi idna truststore
+	$(BIN)/python benchmarks/coverage.py --jobs 2 --onnx
 
 clean:
 	rm -rf .venv build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib import metadata
 from multiprocessing import get_context
@@ -214,7 +215,7 @@ def line(row: Row) -> str:
     return f"{start}  {left}  {'; '.join(failed)}".rstrip()
 
 
-def head(args: argparse.Namespace, source: str) -> Row:
+def head(args: argparse.Namespace, source: str, order: list[tuple[str, str]]) -> Row:
     """What the rows depend on."""
     return {
         "schema": 1,
@@ -232,6 +233,7 @@ def head(args: argparse.Namespace, source: str) -> Row:
             "export": coverage_row.EXPORT_TOLERANCE,
         },
         "limits": {"stage_seconds": args.limit, "memory_gib": args.memory},
+        "models": dict(Counter(zoo for zoo, _ in order)),
         "not_runnable": NOT_RUNNABLE,
     }
 
@@ -254,7 +256,7 @@ def main(words: list[str]) -> None:
     if not args.render:
         order = [(case.zoo, case.name) for case in cases()]
         source = commit()
-        table = Table(args.out, order, head(args, source))
+        table = Table(args.out, order, head(args, source, order))
         names = args.only.split(",") if args.only else None
         chosen = [k for k in order if (not args.zoo or k[0] in args.zoo) and (names is None or k[1] in names)]
         todo = [key for key in chosen if args.again or not table.done(key, source, onnx=args.onnx)]

@@ -130,6 +130,7 @@ def fill(sheet: Sheet, case: Case, *, onnx: bool) -> None:
 
 def checks_of_equality(sheet: Sheet, case: Case, dense: nn.Module, small: nn.Module, report: ShrinkReport) -> None:
     """Compare with the dense model, which is not to be used again."""
+    sheet.check("sliced", lambda: sliced(dense, small, report.plan.kept))
     sheet.check("unseen", lambda: unseen(dense, small, case.inputs(SEEDS["unseen"]), report))
     sheet.check("plain", lambda: plain(dense, small, report, [case.inputs(seed) for seed in PLAIN_SEEDS]))
 
@@ -178,6 +179,7 @@ def shrunk(row: Row, model: nn.Module, dense: nn.Module, inputs: Inputs, optimiz
         "equal": proof.difference <= TOLERANCE * max(1.0, proof.scale),
         "normalised": dict(proof.normalised),
         "achieved": report.achieved,
+        "attempts": getattr(report, "attempts", None),
         "groups": len(report.groups),
         "whole": sum(group.kept == group.units for group in report.groups),
         "skipped": dict(Counter(reason_only(why) for why in report.skipped.values()).most_common(3)),
@@ -231,13 +233,13 @@ def plain(dense: nn.Module, small: nn.Module, report: ShrinkReport, inputs: list
     with float64():
         dense.double()
         wide = copy.deepcopy(small).double()
-        unpruned = [run(dense, doubled(one)) for one in inputs]
-        zero(dense, report.plan.kept)
-        if over:
-            narrow_norms(dense, wide, report.plan.kept)
         with Precision() as precision:
+            unpruned = [run(dense, doubled(one)) for one in inputs]
+            zero(dense, report.plan.kept)
+            if over:
+                narrow_norms(dense, wide, report.plan.kept)
             ours = [run(wide, doubled(one)) for one in inputs]
-        theirs = [run(dense, doubled(one)) for one in inputs]
+            theirs = [run(dense, doubled(one)) for one in inputs]
     difference, scale = gap(ours, theirs)
     changed, _ = gap(ours, unpruned)
     tolerance = SINGLE if precision.single else TOLERANCE
@@ -253,6 +255,23 @@ def plain(dense: nn.Module, small: nn.Module, report: ShrinkReport, inputs: list
         return result | {"ok": ok, "how": how, "why": why}
     why = f"differs by {difference:.1e} of {scale:.1e}, with statistics outside of modules"
     return result | {"ok": finite and 0 < changed < float("inf"), "how": "shapes", "why": why}
+
+
+def sliced(dense: nn.Module, small: nn.Module, kept: Any) -> Check:
+    """Whether parameters and buffers are those of the dense model, indexed plainly, and nothing else has changed."""
+    wrong = []
+    for kind in ("parameters", "buffers"):
+        before, after = (dict(getattr(m, f"named_{kind}")(remove_duplicate=False)) for m in (dense, small))
+        wrong += sorted(before.keys() ^ after.keys())
+        dims = {id(tensor): kept[name] for name, tensor in before.items() if name in kept}
+        for name in before.keys() & after.keys():
+            expected = before[name]
+            for dim, indices in dims.get(id(expected), {}).items():
+                expected = expected.index_select(dim, torch.from_numpy(indices.copy()))
+            if not same(expected, after[name]):
+                wrong.append(name)
+    named = ", ".join(sorted(wrong)[:3])
+    return {"ok": not wrong, "why": short(f"{len(wrong)} others: {named}") if wrong else ""}
 
 
 def zero(model: nn.Module, kept: Any) -> None:
@@ -307,7 +326,7 @@ def float64() -> Iterator[None]:
 
 
 class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices results in less than float64."""
+    """Computes in float64 what PyTorch has no kernel for, and notices results in less."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -315,10 +334,18 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and look."""
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+            return experts(args[0], args[1], kwargs["offs"] if kwargs and "offs" in kwargs else args[2])
         out = func(*args, **(kwargs or {}))
         found = {t.dtype for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()}
         self.single += bool(found - {torch.float64})
         return out
+
+
+def experts(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each run of rows by its own matrix; rows after the last run are zero."""
+    parts = [rows[low:high] @ m for low, high, m in zip([0, *ends[:-1].tolist()], ends.tolist(), matrices, strict=True)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - int(ends[-1]), matrices.shape[2])])
 
 
 def doubled(inputs: Inputs) -> Inputs:
@@ -533,6 +560,8 @@ def preload() -> None:
     for zoo in ("torchvision", "timm", "transformers"):
         with contextlib.suppress(ImportError):
             importlib.import_module(zoo)
+    torch.export.export(nn.Identity(), (torch.zeros(1),))  # its imports come with the first use
+    gc.freeze()
 
 
 def make(zoo: str, name: str, path: Path, *, onnx: bool) -> None:

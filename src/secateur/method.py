@@ -200,7 +200,7 @@ def make_masks(
             "secateur.shrink_, or an element score"
         )
     for name in weights:
-        _check_finite(name, values[name])
+        check_finite(name, values[name])
     scores = method.score({name: values[name].detach() for name in weights}, stats or {})
     units = {}
     for name, weight in weights.items():
@@ -225,7 +225,16 @@ def make_masks(
     return masks
 
 
-def _check_finite(name: str, value: Tensor) -> None:
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse a weight with NaN or infinite elements.
+
+    Args:
+        name: What to call it.
+        value: The weight.
+
+    Raises:
+        WeightError: Says how many there are.
+    """
     if not bool(torch.isfinite(value.detach().float().sum())) and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise WeightError(f"{name}: {bad} of {value.numel()} weights are NaN or infinite; training has diverged")

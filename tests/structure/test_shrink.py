@@ -14,12 +14,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Global, Isomorphic, Layerwise
 from secateur.errors import GraphError, MissingStatsError, PatternError, PlanError, SecateurError, TargetError
+from secateur.graph.coupling import Coupling, trace
+from secateur.graph.examples import Example
 from secateur.graph.plan import Edit, Plan
 from secateur.method import Method
 from secateur.patterns import NM, Channel
 from secateur.pruner import Pruner
 from secateur.scores import Coupled, GeometricMedian, Magnitude, NormScale, Taylor
 from secateur.structure import find_groups, load_pruned, make_plan, save_pruned, shrink_, verify
+from secateur.structure.scoring import unit_scores
+from secateur.structure.views import group_view
 from secateur.targets import Target
 
 
@@ -129,6 +133,20 @@ def test_lowest_scores_go_and_ties_lose_the_lowest_index() -> None:
     method = Method(target=Target("channels", 0.625), score=Coupled(over="out"), pattern=Channel())
     plan = make_plan(model, method, torch.randn(2, 3), align=1).plan
     assert plan.kept["0.weight"][0].tolist() == [0, 3, 5, 6, 7]
+
+
+@pytest.mark.parametrize("over", ["all", "out", "in", "norm"])
+@pytest.mark.parametrize("reduce_by", ["sum", "mean", "l2", "max"])
+def test_fast_sums_equal_the_score_itself(net: nn.Module, reduce_by: Any, over: Any) -> None:
+    score = Coupled(Magnitude(2), reduce_by, over, "max")
+    coupling = Coupling(trace(net, [Example((X,), {})]))
+    fast, silent = unit_scores(net, coupling, score, loss_fn=None, batches=None)
+    values = {n: p.detach() for n, p in net.named_parameters()}
+    for group in coupling.groups:
+        slow = score.units(group_view(net, coupling, group, values), {})
+        assert (slow is None) == (group.name in silent)
+        if slow is not None:
+            np.testing.assert_allclose(fast[group.ids], slow.numpy(), rtol=1e-6)
 
 
 def test_residual_sum_is_one_group(net: nn.Module) -> None:
@@ -400,7 +418,7 @@ HOSTILE = {
 def test_hostile_plans_are_one_typed_error(name: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(HOSTILE[name])
-    with pytest.raises(PlanError, match="plan.json"):
+    with pytest.raises(PlanError, match=r"plan.json"):
         Plan.load(path)
 
 

@@ -36,7 +36,7 @@ def prune(
     include: list[str] = typer.Option([], "--include", metavar="PATTERN", help="Prune only these. Repeatable."),
     exclude: list[str] = typer.Option([], "--exclude", metavar="PATTERN", help="Leave these alone. Repeatable."),
     align: int = typer.Option(8, "--align", help="Channel counts stay multiples of it; 1 for none."),
-    uniform: bool = typer.Option(False, "--uniform", help="Same width in every layer of one kind."),
+    uniform: bool = typer.Option(False, "--uniform", help="Dimensions of one size keep one size."),
     exact: bool = typer.Option(False, "--exact", help="Never prune a dimension that a normalisation runs over."),
     out: Path = typer.Option(Path("pruned"), "--out", "-o", help="Folder for plan.json and model.safetensors."),
     base: Path | None = _BASE,

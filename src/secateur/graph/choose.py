@@ -40,7 +40,9 @@ class Bundle:
         return max(self.groups[0].units // self.steps[0], 1)
 
 
-def bundles(coupling: Coupling, align: int, closed: frozenset[str] = frozenset()) -> list[Bundle]:
+def bundles(
+    coupling: Coupling, align: int, closed: frozenset[str] = frozenset(), *, uniform: bool = False
+) -> list[Bundle]:
     """Return what can be decided, with the step of each decision.
 
     Linked groups (heads × head size = width) shrink by common fractions. They give up the alignment rather than
@@ -49,17 +51,33 @@ def bundles(coupling: Coupling, align: int, closed: frozenset[str] = frozenset()
     Args:
         coupling: The groups.
         align: Channel counts stay multiples of it.
-        closed: Names of groups that must stay whole.
+        closed: Names of groups that must stay whole; so do those decided together with them.
+        uniform: Decide all groups of one size together, so that dimensions that were equal stay equal.
     """
-    linked = {g for members in coupling.linked for g in members}
-    out = [Bundle((g,), (g.step(align),)) for i, g in enumerate(coupling.groups) if i not in linked]
-    for members in coupling.linked:
+    sets = [set(members) for members in coupling.linked]
+    if uniform:
+        sizes: dict[int, set[int]] = {}
+        for i, group in enumerate(coupling.groups):
+            sizes.setdefault(group.size, set()).add(i)
+        for alike in sizes.values():
+            for other in [s for s in sets if s & alike]:
+                alike |= other
+                sets.remove(other)
+            sets.append(alike)
+    sets += [{i} for i in range(len(coupling.groups)) if not any(i in s for s in sets)]
+    out = []
+    for members in sets:
         groups = tuple(coupling.groups[i] for i in sorted(members))
+        if any(g.name in closed for g in groups):
+            continue
+        if len(groups) == 1:
+            out.append(Bundle(groups, (groups[0].step(align),)))
+            continue
         parts = _common_parts(groups, align)
         if parts == 1:
             parts = _common_parts(groups, 1)
         out.append(Bundle(groups, tuple(g.units // parts for g in groups)))
-    return [b for b in out if not any(g.name in closed for g in b.groups)]
+    return sorted(out, key=lambda bundle: int(bundle.groups[0].ids[0]))
 
 
 def _common_parts(groups: Sequence[Group], align: int) -> int:

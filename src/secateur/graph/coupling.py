@@ -60,6 +60,12 @@ class Group:
     members: tuple[Member, ...]
     ids: NDArray[np.int64]
 
+    @property
+    def size(self) -> int:
+        """Indices that all units take where they are made."""
+        made = [m for m in self.members if m.dim == 0] or self.members
+        return self.units * max(m.width for m in made)
+
     def step(self, align: int) -> int:
         """Fewest units that may go at a time so that channel counts stay multiples of ``align``.
 

@@ -345,7 +345,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written_by(func, args, kwargs):
             index = self._owner.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
             if index >= 0 and not _only_shape(func):
-                module = self.stack[-1] if self.stack else "the model"
+                module = (self.stack and self.stack[-1]) or "the model"
                 raise GraphError(
                     f"{module} changes {self.leaves[index].name} in place ({op_name(func)}) in its forward: "
                     "such a model cannot be compared with a pruned one"

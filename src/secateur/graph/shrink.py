@@ -60,6 +60,7 @@ def shrink(  # noqa: PLR0913
     recorded: Trace | None = None,
     verify: bool = True,
     weights: bool = True,
+    linked: bool = False,
 ) -> Shrunk:
     """Remove the chosen units from a model, in place, and prove the result.
 
@@ -73,6 +74,7 @@ def shrink(  # noqa: PLR0913
         recorded: A trace made earlier.
         verify: Compare values. Without it only shapes are checked.
         weights: Put a digest of the weights into the plan.
+        linked: Keep heads × head size = width wherever it holds, also where the forward does not ask for it.
 
     Raises:
         GraphError: When no plan could be proven; names the module, the operator and the way out.
@@ -83,6 +85,9 @@ def shrink(  # noqa: PLR0913
     meta = any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves)
     mark = digest(model) if weights else ""
     ladder = _Ladder(model)
+    if linked:
+        splitting = {where.partition(": ")[0] for _, where in recorded.ledger.blocks}
+        ladder.constraints.equal.update(dict.fromkeys(sorted(splitting), "widths are kept uniform"))
     for attempt in range(1, _MOST_ATTEMPTS + 1):
         coupling = Coupling(recorded, ladder.constraints)
         removed = choose(coupling)

@@ -67,15 +67,41 @@ class Coupled:
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
         """Return one score per unit; ``None`` where the group owns nothing of the asked kind."""
-        members = group.members if self.over == "all" else group.of(self.over)
-        if not members:
+        partials = []
+        for member in group.members if self.over == "all" else group.of(self.over):
+            own = {key: {member.name: table[member.name]} for key, table in stats.items() if member.name in table}
+            elements = self.score({member.name: member.values}, own)[member.name]
+            partials.append((self.partial(elements, [1]), elements.shape[1]))
+        return self.combined(partials)
+
+    def partial(self, elements: Tensor, dims: list[int]) -> Tensor:
+        """Reduce element scores over some dimensions, so far as that can be done before the parts are combined."""
+        if not dims:
+            return elements.double().square() if self.reduce_by == "l2" else elements.double()
+        if self.reduce_by == "max":
+            return elements.amax(dims).double()
+        if self.reduce_by == "l2":
+            return elements.square().sum(dims).double()
+        return elements.sum(dims).double()  # added up pairwise in the score's own width
+
+    def combined(self, partials: list[tuple[Tensor, int]]) -> Tensor | None:
+        """Combine what :meth:`partial` made of a group's members into one normalised score per unit.
+
+        Args:
+            partials: Per member, one number per unit and the elements per unit behind it.
+
+        Returns:
+            One score per unit; ``None`` without members.
+        """
+        if not partials:
             return None
-        elements = torch.cat([self._elements(m.name, m.values, stats) for m in members], dim=1)
+        stacked = torch.stack([values for values, _ in partials])
+        count = sum(elements for _, elements in partials)
         out = {
-            "sum": lambda: elements.sum(1),
-            "mean": lambda: elements.mean(1),
-            "l2": lambda: elements.square().mean(1).sqrt(),
-            "max": lambda: elements.amax(1),
+            "sum": lambda: stacked.sum(0),
+            "mean": lambda: stacked.sum(0) / count,
+            "l2": lambda: (stacked.sum(0) / count).sqrt(),
+            "max": lambda: stacked.amax(0),
         }[self.reduce_by]()
         scale = {
             "none": lambda: out.new_ones(()),
@@ -84,7 +110,3 @@ class Coupled:
             "l2": lambda: out.square().sum().sqrt(),
         }[self.normalise]()
         return out / scale if float(scale) > 0 else out
-
-    def _elements(self, name: str, values: Tensor, stats: Stats) -> Tensor:
-        own = {key: {name: table[name]} for key, table in stats.items() if name in table}
-        return self.score({name: values}, own)[name].double()

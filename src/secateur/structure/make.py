@@ -12,20 +12,20 @@ from torch import nn
 
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, TargetError
-from secateur.graph.choose import Bundle, Removed, Unreachable, bundles, isomorphism, meet
+from secateur.graph.choose import Removed, Unreachable, bundles, meet
 from secateur.graph.coupling import Coupling, Group
 from secateur.graph.plan import Plan
-from secateur.graph.shrink import Shrunk, shrink
+from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
 from secateur.method import Method, as_method
 from secateur.patterns import Channel
 from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
+from secateur.structure.config import update_config
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import GroupReport, ShrinkReport
 from secateur.structure.scoring import Batches, as_group_score, unit_scores
 from secateur.structure.views import role_of
 from secateur.targets import Target
-from secateur.types import Allocation
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Structural:
 
     Attributes:
         align: Channel counts stay multiples of it; kernels for odd widths are slow. 1 switches it off.
-        uniform: Groups of one structure keep one width, so that a configuration can express the result.
+        uniform: Dimensions of one size keep one size, so that a configuration can express the result.
         exact: Never prune a dimension that a normalisation runs over; the result then equals the dense model with
             zeros in the pruned places, to rounding.
     """
@@ -71,7 +71,7 @@ def make_plan(
         loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
         batches: Batches for ``loss_fn``.
         align: Channel counts stay multiples of it; 1 switches it off.
-        uniform: Groups of one structure keep one width.
+        uniform: Dimensions of one size keep one size.
         exact: Never prune a dimension that a normalisation runs over.
 
     Returns:
@@ -103,16 +103,20 @@ def plan_and_shrink(
     method = as_method(method)
     if not isinstance(method.pattern, Channel):
         raise PatternError(f"structural pruning removes whole units: the pattern must be Channel, got {method.pattern}")
+    refuse_unsupported(model)
     args, kwargs = split_inputs(example_inputs)
     chooser = _Chooser(model, method, how, loss_fn, batches)
-    shrunk = shrink(model, args, kwargs, chooser, exact=how.exact)
+    before = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shrunk = shrink(model, args, kwargs, chooser, exact=how.exact, linked=how.uniform)
+    edits, obstacle = update_config(model, before, (args, kwargs), shrunk.undo)
+    shrunk = replace(shrunk, plan=replace(shrunk.plan, edits=(*shrunk.plan.edits, *edits)))
     report = report_of(shrunk, chooser.skipped)
     achieved = chooser.value(shrunk.coupling, shrunk.coupling.alive(chooser.removed))
     goal = method.goal
     plan = replace(
         report.plan, info={"target": {goal.kind: goal.value}, "score": str(method.score), "align": how.align}
     )
-    return shrunk, replace(report, plan=plan, target=goal.kind, asked=goal.value, achieved=achieved)
+    return shrunk, replace(report, plan=plan, target=goal.kind, asked=goal.value, achieved=achieved, config=obstacle)
 
 
 def report_of(shrunk: Shrunk, skipped: dict[str, str]) -> ShrinkReport:
@@ -155,7 +159,7 @@ class _Chooser:
         self.skipped = self._filtered(coupling)
         scores, silent = unit_scores(self._model, coupling, self._score, loss_fn=self._loss_fn, batches=self._batches)
         self.skipped |= silent
-        decisions = bundles(coupling, self._how.align, frozenset(self.skipped))
+        decisions = bundles(coupling, self._how.align, frozenset(self.skipped), uniform=self._how.uniform)
         for bundle in decisions:
             if bundle.parts == 1:
                 for group in bundle.groups:
@@ -170,27 +174,10 @@ class _Chooser:
             return np.zeros(0, dtype=bool)
         measure, goal = self._goal(coupling)
         try:
-            self.removed = meet(coupling, scores, decisions, self._allocation(coupling, decisions), measure, goal)
+            self.removed = meet(coupling, scores, decisions, self._method.allocate or Layerwise(), measure, goal)
         except Unreachable as refusal:
             raise self._unreachable(coupling, refusal.least) from None
         return self.removed
-
-    def _allocation(self, coupling: Coupling, decisions: list[Bundle]) -> Allocation:
-        allocation = self._method.allocate or Layerwise()
-        if not self._how.uniform:
-            return allocation
-        kinds = {g.name: isomorphism(coupling, g) for b in decisions for g in b.groups}
-        sizes = {g.name: g.units for b in decisions for g in b.groups}
-
-        def uniform(units: Any, kept: float) -> dict[str, int]:
-            counts = allocation(units, kept)
-            out = {}
-            for name in counts:
-                alike = [other for other in counts if kinds[other] == kinds[name]]
-                out[name] = round(sizes[name] * float(np.mean([counts[o] / sizes[o] for o in alike])))
-            return out
-
-        return uniform
 
     def _filtered(self, coupling: Coupling) -> dict[str, str]:
         """Return the groups that the filters leave alone."""

@@ -43,6 +43,7 @@ class ShrinkReport:
         target: Name of the target, empty for a plan or masks.
         asked: Its value.
         achieved: The same quantity of the shrunk model.
+        config: Why the model's configuration object could not be brought in line; empty where it was, or has none.
     """
 
     plan: Plan
@@ -56,6 +57,7 @@ class ShrinkReport:
     target: str = ""
     asked: float | None = None
     achieved: float | None = None
+    config: str = ""
 
     def explain(self, name: str) -> str:
         """Say what happens to a layer, and what goes with it.
@@ -79,6 +81,7 @@ class ShrinkReport:
             ],
             "skipped": dict(self.skipped),
             "frozen": dict(self.frozen),
+            "config": self.config,
             "unknown": {name: list(modules) for name, modules in self.unknown.items()},
         }
 
@@ -88,6 +91,8 @@ class ShrinkReport:
         if self.asked is not None and self.achieved is not None:
             lines.append(f"target {self.target}: asked {self.asked:g}, achieved {self.achieved:.4g}")
         lines.append(str(self.proof))
+        if self.config:
+            lines.append(self.config)
         if self.unknown:
             lines.append("operators without a rule (what they touch stays whole): " + ", ".join(self.unknown))
         return "\n".join(lines)

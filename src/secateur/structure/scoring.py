@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.errors import MissingStatsError, SelectionError, WeightError
+from secateur.errors import MissingStatsError, SelectionError
 from secateur.forward import evaluation_mode_of
-from secateur.graph.coupling import Coupling
+from secateur.graph.coupling import Coupling, Group
+from secateur.method import check_finite
 from secateur.patterns import Channel
 from secateur.scores import Coupled
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn, loss_of
-from secateur.structure.views import group_view, rows_of
+from secateur.structure.views import group_view, role_of, rows_of
 from secateur.types import GroupScore, Pattern, Score, Stats
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -61,24 +63,17 @@ def unit_scores(
     """
     values = {leaf.name: leaf.tensor.detach() for leaf in coupling.trace.leaves if leaf.kind == "parameter"}
     reached = {m.name for g in coupling.groups for m in g.members if m.name in values}
-    meta = any(v.device.type == "meta" for v in values.values())
-    if meta:
-        values = {name: torch.ones(tuple(v.shape)) for name, v in values.items() if name in reached}
-    for name in reached:
-        if not bool(torch.isfinite(values[name]).all()):
-            raise WeightError(f"{name} has NaN or infinite weights; training has diverged")
+    values = {name: values[name] for name in reached}
+    if any(v.device.type == "meta" for v in values.values()):
+        return np.zeros(coupling.units), {}  # no values to score: the lowest indices go
+    for name, value in values.items():
+        check_finite(name, value)
     stats = _collect(model, coupling, score, values, loss_fn, batches)
+    rate = _Coupled(model, coupling, score, values) if isinstance(score, Coupled) and not score.needs else None
     out = np.zeros(coupling.units)
     silent = {}
     for group in coupling.groups:
-        view = group_view(model, coupling, group, {n: v for n, v in values.items() if n in reached})
-        own = {
-            need: {m.name: table[m.name] for m in view.members if m.name in table}
-            if need in _ELEMENT_STATISTICS
-            else table
-            for need, table in stats.items()
-        }
-        scored = score.units(view, own)
+        scored = rate(group) if rate else score.units(group_view(model, coupling, group, values), stats)
         if scored is None:
             silent[group.name] = f"{score} says nothing about it"
             continue
@@ -86,6 +81,41 @@ def unit_scores(
             raise SelectionError(f"{group.name}: {score} returned {tuple(scored.shape)} for {group.units} units")
         out[group.ids] = check_scores(group.name, scored.detach().double().cpu()).numpy()
     return out, silent
+
+
+class _Coupled:
+    """``Coupled.units`` without laying out every unit's elements: a tensor is scored once and summed per dimension."""
+
+    def __init__(self, model: nn.Module, coupling: Coupling, score: Coupled, values: Mapping[str, Tensor]) -> None:
+        self._model, self._score, self._values = model, score, values
+        self._shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
+        dims: dict[str, set[int]] = {}
+        for group in coupling.groups:
+            for member in group.members:
+                if member.name in values:
+                    dims.setdefault(member.name, set()).add(member.dim)
+        self._rows: dict[tuple[str, int], Tensor] = {}
+        for name, wanted in dims.items():
+            elements = score.score({name: values[name]}, {})[name]
+            for dim in wanted:
+                other = [d for d in range(elements.dim()) if d != dim]
+                self._rows[name, dim] = score.partial(elements, other).cpu()
+
+    def __call__(self, group: Group) -> Tensor | None:
+        """Score one group."""
+        partials = []
+        for member in group.members:
+            shape = self._shapes[member.name]
+            if member.name not in self._values or (
+                self._score.over != "all" and self._score.over != role_of(self._model, member.name, member.dim, shape)
+            ):
+                continue
+            owned = np.flatnonzero(member.unit >= 0)
+            order = owned[np.argsort(member.unit[owned], kind="stable")]
+            picked = self._rows[member.name, member.dim][torch.from_numpy(order)].reshape(group.units, -1)
+            merged = picked.amax(1) if self._score.reduce_by == "max" else picked.sum(1)
+            partials.append((merged, picked.shape[1] * (math.prod(shape) // shape[member.dim])))
+        return self._score.combined(partials)
 
 
 def _collect(
@@ -157,7 +187,5 @@ def _add(
 
 
 def _making_dims(model: nn.Module, coupling: Coupling, name: str) -> tuple[int, ...]:
-    from secateur.structure.views import role_of
-
     shape = next(leaf.axes.shape for leaf in coupling.trace.leaves if leaf.name == name)
     return tuple(d for d in range(len(shape)) if role_of(model, name, d, shape) in _MAKES)

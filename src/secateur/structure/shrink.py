@@ -54,7 +54,7 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         loss_fn: For methods whose score needs gradients.
         batches: For methods whose score needs gradients.
         align: Channel counts stay multiples of it; 1 switches it off. Plans and masks have made that choice already.
-        uniform: Groups of one structure keep one width.
+        uniform: Dimensions of one size keep one size, so that a transformers configuration can express the result.
         exact: Never prune a dimension that a normalisation runs over.
 
     Returns:
