@@ -46,6 +46,7 @@ SINGLE = 1e-4  # the same, where the model itself insists on computing in float3
 EXPORT_TOLERANCE = 1e-5
 SEEDS = {"weights": 0, "example": 0, "unseen": 1, "train": 4, "save": 5}
 PLAIN_SEEDS = (2, 3)
+MOMENTA = 50_000_000  # elements of momentum that are compared
 LONGEST = 300  # characters of a reason
 
 Row = dict[str, Any]
@@ -110,7 +111,7 @@ def fill(sheet: Sheet, case: Case, *, onnx: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     sheet.stage("dense_step")
     row["dense_step"] = dense_step(model, optimizer, case.inputs(SEEDS["train"]))
-    momenta = {n: m.clone() for n, p in model.named_parameters() if (m := momentum(optimizer, p)) is not None}
+    momenta = some_momenta(model, optimizer)
     dense = copy.deepcopy(model)
     sheet.stage("shrink")
     report = shrunk(row, model, dense, case.inputs(SEEDS["example"]), optimizer)
@@ -410,6 +411,18 @@ def momentum(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tenso
     """The momentum of a parameter, if it has one."""
     found = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
     return found if isinstance(found, Tensor) else None
+
+
+def some_momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of the momentum by name: of all parameters, or as many of the smaller ones as memory is spent on."""
+    found: dict[str, Tensor] = {}
+    room = MOMENTA
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[1].numel()):
+        held = momentum(optimizer, parameter)
+        room -= parameter.numel()
+        if held is not None and room >= 0:
+            found[name] = held.clone()
+    return found
 
 
 def dense_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> Check:

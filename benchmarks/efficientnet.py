@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,16 @@ class Bench:
     def quality(self, model: nn.Module, *, held_out: bool = True) -> dict[str, float]:
         """Judge a model on all photographs that it may be judged on."""
         out: dict[str, float] = hits(logits(model, self.test), self.split["test"])
-        for name, images in (("agreement", self.agreement), ("held_out", self.held_out)):
-            if name == "held_out" and not held_out:
-                continue
-            given, dense = logits(model, images), self.reference[name]
-            out[f"kl_{name}"] = divergence(dense, given)
-            out[f"same_{name}"] = float((given.argmax(1) == dense.argmax(1)).float().mean())
-        return out
+        return out | self._beside("agreement", model, self.agreement) | (self.held(model) if held_out else {})
+
+    def held(self, model: nn.Module) -> dict[str, float]:
+        """Judge a model on the held-out photographs, which settings may be chosen by."""
+        return self._beside("held_out", model, self.held_out)
+
+    def _beside(self, name: str, model: nn.Module, images: Tensor) -> dict[str, float]:
+        given, dense = logits(model, images), self.reference[name]
+        same = float((given.argmax(1) == dense.argmax(1)).float().mean())
+        return {f"kl_{name}": divergence(dense, given), f"same_{name}": same}
 
 
 def last(images: Tensor) -> Tensor:
@@ -204,10 +207,9 @@ CRITERIA = {
     "taylor_layerwise": Criterion(
         "Taylor, the dense model's labels, layerwise", plain(Taylor()), Layerwise(), dense_labels
     ),
-    "taylor_isomorphic": Criterion(
-        "Taylor, the dense model's labels, isomorphic", plain(Taylor()), Isomorphic(), dense_labels
-    ),
+    "group_norm_isomorphic": Criterion("group norm (DepGraph), isomorphic", plain(GROUP_NORM), Isomorphic()),
     "taylor_fisher": Criterion("Taylor, Fisher probes, global", plain(Taylor()), Global(), fisher_loss),
+    "sensitivity_isomorphic": Criterion("sensitivity, isomorphic", sensitivity(per_mac=False), Isomorphic()),
     "sensitivity": Criterion("sensitivity, global", sensitivity(per_mac=False), Global()),
     "sensitivity_per_mac": Criterion("sensitivity per MAC, global", sensitivity(per_mac=True), Global(), refit=True),
     "sensitivity_zero_per_mac": Criterion(
@@ -221,7 +223,7 @@ CLASSIC = (
     "random", "l1_filters_layerwise", "l1_filters_global", "magnitude_coupled", "norm_scale", "lamp", "group_norm",
     "taylor",
 )  # fmt: skip
-RECOMMENDED = "sensitivity_three_steps"
+RECOMMENDED = "sensitivity_per_mac"
 
 
 def pruned(
@@ -277,28 +279,38 @@ def prune_cell(bench: Bench, target: float, name: str, seed: int) -> Cell:
 
 
 DISTILLATION = Distillation()
+TRIALS = {
+    "evaluation": replace(DISTILLATION, steps=40),
+    "training": replace(DISTILLATION, steps=40, train_norms=True),
+    "evaluation, temperature 2": replace(DISTILLATION, steps=40, temperature=2.0),
+    "evaluation, lr 2e-4": replace(DISTILLATION, steps=40, lr=2e-4),
+}
+"""Settings compared on the held-out photographs, in few steps."""
+START = {0.75: "rematch", 0.5: "refit"}
+"""The repair before distillation: the one with the smaller KL on the held-out photographs."""
 
 
-def distil_cell(bench: Bench, target: float, name: str, how: Distillation, *, scratch: bool) -> Cell:
+def distil_cell(
+    bench: Bench, target: float, name: str, how: Distillation, *, scratch: bool = False, trial: bool = False
+) -> Cell:
     """Teach the dense model's logits to a pruned model, or to the same architecture from new weights."""
     model, kept, _, sizes = pruned(bench, CRITERIA[name], target)
     if scratch:
         reset_(model)
     else:
-        repair_(model, kept, bench.moments, refit=False)
+        repair_(model, kept, bench.moments, refit=START[target] == "refit")
     began = time.perf_counter()
     losses = distil_(model, bench.dense, bench.calibration[:-HELD_OUT], how)
     seconds = time.perf_counter() - began
-    loss = {"first": sum(losses[:20]) / 20, "last": sum(losses[-20:]) / 20}
     return {
         "target": target,
         "criterion": name,
-        "scratch": scratch,
+        "start": "new weights" if scratch else START[target],
         **sizes,
         "distillation": asdict(how),
-        "loss": loss,
+        "losses": [round(loss, 4) for loss in losses],
         "seconds": seconds,
-        **bench.quality(model),
+        **(bench.held(model) if trial else bench.quality(model)),
     }
 
 
@@ -366,8 +378,10 @@ def cells() -> dict[str, Callable[[Bench], Cell]]:
         for name in ("sensitivity_per_mac", "sensitivity_three_steps", "taylor", "group_norm", *CLASSIC):
             prune(target, name)
     out["latency/0.75"] = partial(latency_cell, target=0.75, name="sensitivity_per_mac")
+    for key, how in TRIALS.items():
+        out[f"trial/0.75/{key}"] = partial(distil_cell, target=0.75, name=RECOMMENDED, how=how, trial=True)
     for target in TARGETS:
-        for name, scratch in ((RECOMMENDED, False), (RECOMMENDED, True), ("taylor", False), ("group_norm", False)):
+        for name, scratch in ((RECOMMENDED, False), (RECOMMENDED, True), ("group_norm", False), ("taylor", False)):
             key = f"distil/{target}/{name}{'/scratch' if scratch else ''}"
             out[key] = partial(distil_cell, target=target, name=name, how=DISTILLATION, scratch=scratch)
     out["latency/0.5"] = partial(latency_cell, target=0.5, name="sensitivity_per_mac")

@@ -140,15 +140,9 @@ def _distillation(cells: dict[str, Cell], titles: dict[str, str]) -> str:
             continue
         how = cell["distillation"]
         title = titles[cell["criterion"]]
-        start = cells.get(f"prune/{cell['target']}/{cell['criterion']}", {}).get("rematch")
-        before = (
-            "new weights"
-            if cell["scratch"]
-            else f"{start['top1']:.1%} (KL {start['kl_agreement']:.2f})"
-            if start
-            else ""
-        )
-        what = f"the widths of: {title}; from scratch" if cell["scratch"] else title
+        start = cells.get(f"prune/{cell['target']}/{cell['criterion']}", {}).get(cell["start"])
+        before = f"{start['top1']:.1%} (KL {start['kl_agreement']:.2f})" if start else cell["start"]
+        what = f"the same widths, {cell['start']}" if cell["start"] == "new weights" else title
         rows.append(
             f"| {cell['target']:g} | {what} | {how['steps']} | {before} | {cell['top1']:.1%} | {cell['top5']:.1%} | "
             f"{cell['kl_agreement']:.2f} | {cell['same_agreement']:.1%} |"

@@ -49,7 +49,8 @@ def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         )
         with torch.device("meta"):
             model = LlamaForCausalLM(config).eval()
-        return model, (), {"input_ids": torch.zeros(1, 64, dtype=torch.int64, device="meta")}
+        ids = torch.zeros(1, 64, dtype=torch.int64, device="meta")
+        return model, (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     import torchvision
 
     return torchvision.models.get_model(name, weights=None).eval(), (torch.randn(1, 3, 224, 224),), {}

@@ -260,6 +260,29 @@ def test_masks_of_training_become_the_compact_model(net: nn.Module) -> None:
     torch.testing.assert_close(net(X), masked, rtol=1e-5, atol=1e-6)
 
 
+def test_head_of_training_alone_is_followed_and_no_statistic_moves() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32)
+            self.head, self.extra = nn.Linear(32, 2), nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            h = torch.relu(self.norm(self.stem(x))).mean((2, 3))
+            return (self.head(h), self.extra(h)) if self.training else self.head(h)
+
+    torch.manual_seed(0)
+    model = Auxiliary().eval()
+    dense = copy.deepcopy(model)
+    report = shrink_(model, Method(target=Target("channels", 0.5), pattern=Channel()), X)
+    assert model.extra.in_features == 16
+    kept = torch.from_numpy(report.plan.kept["norm.weight"][0])
+    assert torch.equal(model.norm.running_mean, dense.norm.running_mean[kept])
+    assert torch.equal(model.norm.running_var, dense.norm.running_var[kept])
+    assert model.norm.num_batches_tracked == dense.norm.num_batches_tracked
+    model.train()(X)[1].sum().backward()
+
+
 def test_inputs_in_every_form() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,14 +54,25 @@ class Layerwise:
         low, high = 0.0, 1.0
         if cost(counts_at(high)) <= slack:
             low = high
+        below, above = counts_at(low), counts_at(high)
         for _ in range(64):
+            if below == above:
+                break  # every density in between says the same
             middle = (low + high) / 2
-            low, high = (middle, high) if cost(counts_at(middle)) <= slack else (low, middle)
+            counts = counts_at(middle)
+            if cost(counts) <= slack:
+                low, below = middle, counts
+            else:
+                high, above = middle, counts
         # A little less, so that no layer got in by a rounding error: what is left falls due at the very same density.
         counts = counts_at(low * (1 - 1e-9))
-        while open_ := [n for n in names if counts[n] < most[n]]:
-            due = min(open_, key=lambda n: (Fraction(2 * counts[n] + 1, 2 * size[n]), n))
-            if cost(counts | {due: counts[due] + 1}) > slack:
+        due = [(Fraction(2 * counts[n] + 1, 2 * size[n]), n) for n in names if counts[n] < most[n]]
+        heapq.heapify(due)
+        while due:
+            _, name = heapq.heappop(due)
+            if cost(counts | {name: counts[name] + 1}) > slack:
                 break
-            counts[due] += 1
+            counts[name] += 1
+            if counts[name] < most[name]:
+                heapq.heappush(due, (Fraction(2 * counts[name] + 1, 2 * size[name]), name))
         return {name: counts[name] for name in units}

@@ -32,7 +32,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     contents = _containers(model)
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers() if b.device.type != "meta"]
+    buffers = [(b, b.detach().clone()) for b in model.buffers() if b.device.type != "meta"]
     try:
         yield
     finally:
@@ -47,6 +47,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 value.clear()
                 value.update(before)
         with torch.no_grad():
-            for buffer, values, version in buffers:
-                if buffer._version != version:
+            for buffer, values in buffers:
+                # By value: fused batch norms move their statistics without counting it as a change.
+                if not torch.equal(buffer, values):
                     buffer.copy_(values)
