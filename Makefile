@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint install cards bench-speed bench-fashion-mnist bench-coverage bench-structural-speed clean
+.PHONY: demo test lint install cards bench-speed bench-fashion-mnist bench-coverage bench-structural-speed bench-efficientnet clean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -46,6 +46,10 @@ bench-coverage: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 transformers==5.23.0 \
 	  huggingface_hub tokenizers regex tqdm click hf-xet httpx2 httpcore2 h11 anyio sniffio certifi idna truststore
 	$(BIN)/python benchmarks/coverage.py --jobs 2 --onnx
+
+# Needs packages that the benchmark's first lines name. Large buffers are kept instead of being mapped anew each time.
+bench-efficientnet: $(INSTALLED)
+	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python benchmarks/efficientnet.py
 
 clean:
 	rm -rf .venv build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

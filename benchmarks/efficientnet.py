@@ -279,11 +279,13 @@ def prune_cell(bench: Bench, target: float, name: str, seed: int) -> Cell:
 
 
 DISTILLATION = Distillation()
+SCRATCH = replace(DISTILLATION, lr=1e-3, train_norms=True)
+"""New weights have no statistics to keep, and far to go."""
 TRIALS = {
-    "evaluation": replace(DISTILLATION, steps=40),
-    "training": replace(DISTILLATION, steps=40, train_norms=True),
-    "evaluation, temperature 2": replace(DISTILLATION, steps=40, temperature=2.0),
-    "evaluation, lr 2e-4": replace(DISTILLATION, steps=40, lr=2e-4),
+    f"{'training' if train else 'evaluation'} mode, lr {lr:g}": replace(
+        DISTILLATION, steps=40, lr=lr, train_norms=train
+    )
+    for lr, train in ((5e-4, False), (1e-4, False), (3e-5, False), (1e-4, True))
 }
 """Settings compared on the held-out photographs, in few steps."""
 START = {0.75: "rematch", 0.5: "refit"}
@@ -381,9 +383,10 @@ def cells() -> dict[str, Callable[[Bench], Cell]]:
     for key, how in TRIALS.items():
         out[f"trial/0.75/{key}"] = partial(distil_cell, target=0.75, name=RECOMMENDED, how=how, trial=True)
     for target in TARGETS:
-        for name, scratch in ((RECOMMENDED, False), (RECOMMENDED, True), ("group_norm", False), ("taylor", False)):
+        for name, scratch in ((RECOMMENDED, False), (RECOMMENDED, True), ("lamp", False), ("group_norm", False)):
             key = f"distil/{target}/{name}{'/scratch' if scratch else ''}"
-            out[key] = partial(distil_cell, target=target, name=name, how=DISTILLATION, scratch=scratch)
+            how = SCRATCH if scratch else DISTILLATION
+            out[key] = partial(distil_cell, target=target, name=name, how=how, scratch=scratch)
     out["latency/0.5"] = partial(latency_cell, target=0.5, name="sensitivity_per_mac")
     for target in TARGETS:
         for name in CRITERIA:

@@ -346,7 +346,7 @@ class Distillation:
 
     steps: int = 300
     batch: int = 8
-    lr: float = 5e-4
+    lr: float = 3e-5
     temperature: float = 1.0
     train_norms: bool = False
     seed: int = 0
@@ -382,7 +382,7 @@ def distil_(student: nn.Module, teacher: nn.Module, photos: Tensor, how: Distill
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     student.eval()
     return losses
 

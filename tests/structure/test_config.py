@@ -53,3 +53,11 @@ def test_what_a_configuration_cannot_express_is_said() -> None:
     report = shrink_(model, method, {"input_ids": torch.arange(6)[None]})
     assert "cannot express" in report.config
     assert model.config.to_dict() == before
+
+
+def test_other_attention_implementation_of_one_key_head_follows() -> None:
+    model, ids = llama(num_key_value_heads=1), torch.arange(12).reshape(2, 6)
+    shrink_(model, METHOD, {"input_ids": ids})
+    fused = model(input_ids=ids).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(input_ids=ids).logits, fused, rtol=1e-4, atol=1e-5)

@@ -55,7 +55,7 @@ class Layerwise:
         if cost(counts_at(high)) <= slack:
             low = high
         below, above = counts_at(low), counts_at(high)
-        for _ in range(64):
+        for _ in range(40):  # finer than the margin below
             if below == above:
                 break  # every density in between says the same
             middle = (low + high) / 2
@@ -68,10 +68,13 @@ class Layerwise:
         counts = counts_at(low * (1 - 1e-9))
         due = [(Fraction(2 * counts[n] + 1, 2 * size[n]), n) for n in names if counts[n] < most[n]]
         heapq.heapify(due)
+        spent = cost(counts)
         while due:
             _, name = heapq.heappop(due)
-            if cost(counts | {name: counts[name] + 1}) > slack:
+            more = price[name](counts[name] + 1) - price[name](counts[name])
+            if spent + more > slack:
                 break
+            spent += more
             counts[name] += 1
             if counts[name] < most[name]:
                 heapq.heappush(due, (Fraction(2 * counts[name] + 1, 2 * size[name]), name))

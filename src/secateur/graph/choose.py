@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from secateur.errors import TargetError
 from secateur.graph.coupling import Coupling, Group
@@ -137,8 +136,9 @@ def meet(
         TargetError: When the goal is out of reach; gives the smallest size that is not.
     """
     open_groups = [g for b in decisions if b.parts > 1 for g in b.groups]
+    kinds = isomorphisms(coupling)
     units = {
-        g.name: Units(torch.from_numpy(scores[g.ids]), 1.0, max(1, _floor(decisions, g)), isomorphism(coupling, g))
+        g.name: Units(torch.from_numpy(scores[g.ids]), 1.0, max(1, _floor(decisions, g)), kinds[g.name])
         for g in open_groups
     }
     total = sum(g.units for g in open_groups)
@@ -184,30 +184,10 @@ def _floor(decisions: Sequence[Bundle], group: Group) -> int:
     return group.units
 
 
-def isomorphism(coupling: Coupling, group: Group) -> str:
-    """Return a word that is the same for groups of the same structure: units, and shapes of what they reach."""
+def isomorphisms(coupling: Coupling) -> dict[str, str]:
+    """Return, per group, a word that is the same for groups of one structure: units, and shapes of what they reach."""
     shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
-    return f"{group.units}:" + ",".join(sorted(f"{shapes[m.name]}@{m.dim}x{m.width}" for m in group.members))
-
-
-def summed_scores(coupling: Coupling, scores: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """Sum element scores over everything coupled to each unit.
-
-    Args:
-        coupling: The groups.
-        scores: Element scores by parameter name.
-
-    Returns:
-        One score per unit, in the order of ``Group.ids``.
-    """
-    out = np.zeros(coupling.units)
-    for group in coupling.groups:
-        for member in group.members:
-            if member.name not in scores:
-                continue
-            values = scores[member.name].detach()
-            other = [d for d in range(values.dim()) if d != member.dim]
-            row = (values.double().sum(other) if other else values.double()).cpu().numpy()
-            owned = member.unit >= 0
-            np.add.at(out, group.ids[member.unit[owned]], row[owned])
-    return out
+    return {
+        group.name: f"{group.units}:" + ",".join(sorted(f"{shapes[m.name]}@{m.dim}x{m.width}" for m in group.members))
+        for group in coupling.groups
+    }

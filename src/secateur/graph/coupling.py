@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,7 @@ class Member:
     dim: int
     unit: NDArray[np.int64]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Most indices that one unit takes."""
         owned = self.unit[self.unit >= 0]

@@ -99,9 +99,7 @@ def shrink(  # noqa: PLR0913
             kept = coupling.kept(alive)
             slicing = slice_(model, kept)
             undo.add(slicing.revert)
-            edits = native_edits(model, _conv_inputs(coupling, alive))
-            for edit in edits:
-                undo.set(*owner_of(model, edit), edit.new)
+            edits = _follow(model, coupling, alive, undo)
             repair = Repair(model, coupling, alive, args, kwargs, undo)
             failure = repair.mend()
             if failure is not None:
@@ -298,6 +296,35 @@ def _conv_inputs(coupling: Coupling, alive: NDArray[np.bool_]) -> dict[str, int]
             dim = len(op.inputs[0].shape) - 1 if "layer_norm" in op.name or "rms" in op.name else 1
             out[op.module] = coupling.size(op.inputs[0], dim, alive)
     return out
+
+
+def _follow(model: nn.Module, coupling: Coupling, alive: NDArray[np.bool_], undo: Undo) -> list[Edit]:
+    """Change the attributes whose new values are known without a trial, and return what was changed."""
+    edits = [*native_edits(model, _conv_inputs(coupling, alive)), *repetition_edits(model, coupling, alive)]
+    for edit in edits:
+        undo.set(*owner_of(model, edit), edit.new)
+    return edits
+
+
+def repetition_edits(model: nn.Module, coupling: Coupling, alive: NDArray[np.bool_]) -> list[Edit]:
+    """Return changes of how often a key head is repeated for its query heads.
+
+    Fused attention reads that from shapes, and other implementations of the same module from an attribute: the one that
+    is not running would break unseen.
+    """
+    edits = []
+    for op in coupling.trace.ops:
+        if "scaled_dot_product" not in op.name or len(op.inputs[0].shape) < 4:
+            continue
+        (q_old, q_new), (k_old, k_new) = (
+            (a.shape[-3], coupling.size(a, len(a.shape) - 3, alive)) for a in op.inputs[:2]
+        )
+        if q_old // k_old == q_new // k_new:
+            continue
+        for name, value in vars(model.get_submodule(op.module)).items():
+            if type(value) is int and value == q_old // k_old and ("group" in name or "rep" in name):
+                edits.append(Edit(op.module, name, value, q_new // k_new))
+    return edits
 
 
 def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
