@@ -196,9 +196,14 @@ def _record(model: nn.Module, mode: Recorder, example: Example, *, training: boo
     with preserved(model), quiet_forward(model, training=training), module_stack(model, mode.stack), mode, reads:
         out = example.run(model)
         mode.ledger.where = "an output of the model"
-        for tensor in fixed_outputs(out):
-            if isinstance(tensor, Tensor):
-                mode.ledger.freeze_all(mode.axes(tensor))
+        results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
+        for tensor in results:
+            mode.ledger.freeze_all(mode.axes(tensor))
+    if not results and not training:
+        raise GraphError(
+            f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
+            "return the results as tensors, in any container or object"
+        )
     return reads.reads
 
 

@@ -62,6 +62,11 @@ class Plan:
     weights: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def resized(self) -> frozenset[tuple[int, int]]:
+        """Sizes of dimensions before and after."""
+        return frozenset((self.shapes[n][d], len(kept)) for n, dims in self.kept.items() for d, kept in dims.items())
+
     def to_json(self) -> str:
         """Return the plan as JSON; index runs are written as [first, last] pairs."""
         document = {

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.labels import Axes, Ledger
+from secateur.graph.trees import tensors
 
 if TYPE_CHECKING:
     from secateur.graph.rules import Rules
@@ -499,7 +500,7 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     except (GraphError, KeyboardInterrupt):
         raise
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors((args, kwargs)))
         raise GraphError(
             f"the model's own forward fails on the example inputs (tensors of shape {shapes or 'none'}): "
             f"{type(error).__name__}: {str(error)[:300]}. Give inputs that model(*inputs) accepts"

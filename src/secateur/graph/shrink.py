@@ -217,7 +217,7 @@ def _prove(  # noqa: PLR0913
     undo.add(fresh.revert)
     try:
         small = run_small(model, examples, recorded.leaves, plan.kept, probe)
-        difference, scale = compare(reference, small)
+        difference, scale = compare(reference, small, plan.resized)
     except GraphError:
         raise
     except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -326,16 +326,26 @@ def run_small(
     return outputs
 
 
-def compare(reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]]) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest absolute output; infinite where they do not match."""
+def compare(
+    reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]], resized: Collection[tuple[int, int]] = ()
+) -> tuple[float, float]:
+    """Return the largest absolute difference and the largest absolute output; infinite where they do not match.
+
+    Args:
+        reference: Output leaves of the masked dense model, per example.
+        small: Those of the pruned one.
+        resized: Sizes before and after: a whole number among the outputs may be one of these.
+    """
     worst, scale = 0.0, 0.0
     for ours, theirs in zip(small, reference, strict=True):
         if len(ours) != len(theirs):
             return float("inf"), scale
         for a, b in zip(ours, theirs, strict=True):
             if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-                if type(a) is not type(b):
+                if type(a) is not type(b) or (isinstance(a, int | str) and a != b and (b, a) not in resized):
                     return float("inf"), scale
+                if isinstance(a, float | complex) and a != b and not (a != a and b != b):
+                    worst, scale = max(worst, abs(a - b)), max(scale, abs(b))
                 continue
             if a.shape != b.shape:
                 return float("inf"), scale

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.graph.plan import Edit, Undo
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
+from secateur.graph.trees import tensors
 from secateur.structure.inputs import Inputs
 
 _HEAD_SIZE = ("head_dim", "d_kv", "attention_head_size", "kv_channels")
@@ -87,12 +87,12 @@ def _same(before: list[Tensor], after: list[Tensor] | None) -> bool:
 
 def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """Return what the model gives that the configuration builds, with the shrunk weights."""
-    tensors = list(model.parameters())
-    if any(t.device.type == "meta" for t in tensors):
+    held = list(model.parameters())
+    if any(p.device.type == "meta" for p in held):
         return _outputs(model, inputs)
     try:
         with torch.random.fork_rng(devices=[]):
-            rebuilt = type(model)(copy.deepcopy(model.config)).to(tensors[0].device, tensors[0].dtype)
+            rebuilt = type(model)(copy.deepcopy(model.config)).to(held[0].device, held[0].dtype)
         rebuilt.load_state_dict(model.state_dict())
         return _outputs(rebuilt, inputs)
     except Exception:  # noqa: BLE001  # the user's class may refuse in any way it likes
@@ -101,7 +101,7 @@ def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with preserved(model), quiet_forward(model):
-        return [t for t in tree_leaves(model(*inputs[0], **inputs[1])) if isinstance(t, Tensor)]
+        return tensors(model(*inputs[0], **inputs[1]))
 
 
 def _ratios(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:

@@ -58,5 +58,5 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
     reference, normalised, _ = run_reference(dense, examples, recorded.leaves, removed, probe, RULES)
     leaves = [Leaf(tuple(names), tensor, Axes(tensor.shape), kind) for names, tensor, kind in owned_tensors(small)]
     own = Probe([leaf.tensor.detach() for leaf in leaves], distinct=False)
-    difference, scale = compare(reference, run_small(small, examples, leaves, {}, own))
+    difference, scale = compare(reference, run_small(small, examples, leaves, {}, own), plan.resized)
     return Proof(difference, scale, len(examples), normalised)
