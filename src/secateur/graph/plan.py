@@ -163,14 +163,18 @@ class Plan:
                 "Load the weights it was made from, or plan again"
             )
 
-    def apply_(self, model: nn.Module) -> Undo:
+    def apply_(self, model: nn.Module, ready: Mapping[str, Tensor] | None = None) -> Undo:
         """Shrink a model as planned, in place; parameters keep their identity.
+
+        Args:
+            model: The model.
+            ready: What an earlier application of the same plan has cut out, by tensor name.
 
         Raises:
             PlanError: When the model is not the one the plan was made for; it is untouched then.
         """
         self.check(model)
-        undo = slice_(model, self.kept)
+        undo = slice_(model, self.kept, ready)
         for edit in self.edits:
             undo.set(*owner_of(model, edit), like(edit.old, edit.new))
         return undo
@@ -214,13 +218,21 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tenso
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
-def slice_(model: nn.Module, kept: Kept) -> Undo:
-    """Shrink tensors in place, gradients with them. Tied names share one tensor and shrink once."""
+def slice_(model: nn.Module, kept: Kept, ready: Mapping[str, Tensor] | None = None) -> Undo:
+    """Shrink tensors in place, gradients with them. Tied names share one tensor and shrink once.
+
+    Args:
+        model: The model.
+        kept: Kept indices.
+        ready: Tensors that have been cut out before, by name.
+    """
     undo = Undo()
+    ready = ready or {}
     tensors = {n: t for names, t, _ in owned_tensors(model) for n in names}
     try:
         for name, dims in kept.items():
-            _replace(undo, tensors[name], slice_tensor(tensors[name], dims), dims)
+            small = ready[name] if name in ready else slice_tensor(tensors[name], dims)
+            _replace(undo, tensors[name], small, dims)
     except BaseException:
         undo.revert()
         raise

@@ -14,7 +14,8 @@ from secateur.graph.labels import Axes
 from secateur.graph.plan import Plan, class_name
 from secateur.graph.record import Leaf, owned_tensors
 from secateur.graph.rules import RULES
-from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.values import Probe
+from secateur.graph.verify import Proof, compare, run_reference, run_small
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import ShrinkReport
 
