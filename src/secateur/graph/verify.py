@@ -41,6 +41,7 @@ class Proof:
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
         level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
+        bypassed: Whole blocks that are gone; the dense model let its stream pass by them.
     """
 
     difference: float
@@ -48,6 +49,7 @@ class Proof:
     inputs: int
     normalised: Mapping[str, int]
     level: str = "values"
+    bypassed: int = 0
 
     @property
     def equal(self) -> bool:
@@ -63,6 +65,7 @@ class Proof:
             "scale": self.scale,
             "inputs": self.inputs,
             "normalised": dict(self.normalised),
+            "bypassed": self.bypassed,
         }
 
     def __str__(self) -> str:
@@ -71,8 +74,9 @@ class Proof:
         verdict = "equal to" if self.equal else "NOT equal to"
         over = sum(self.normalised.values())
         note = f"; {over} normalisations run over kept channels" if over else ""
+        how = f"bypassing {self.bypassed} blocks" if self.bypassed else "with its pruned weights at zero"
         return (
-            f"{verdict} the dense model with its pruned weights at zero: largest difference {self.difference:.1e} of "
+            f"{verdict} the dense model {how}: largest difference {self.difference:.1e} of "
             f"{self.scale:.3g}, in float64, on {self.inputs} input{'s' if self.inputs != 1 else ''}{note}"
         )
 

@@ -20,7 +20,7 @@ from secateur.scores import Coupled
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.structure.views import group_view, role_of, rows_of
-from secateur.types import GroupScore, Pattern, Score, Stats
+from secateur.types import GroupScore, Pattern, Score, Stats, UnitPattern
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -29,7 +29,7 @@ _ELEMENT_STATISTICS = frozenset({"gradient", "absolute_gradient"})
 _MAKES = ("out", "bias", "norm", "other")
 
 
-def as_group_score(score: Score | GroupScore, pattern: Pattern) -> GroupScore:
+def as_group_score(score: Score | GroupScore, pattern: Pattern | UnitPattern) -> GroupScore:
     """Take an element score for its aggregate over everything coupled to a unit."""
     if isinstance(score, GroupScore):
         return score
