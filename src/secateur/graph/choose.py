@@ -176,11 +176,11 @@ class Unreachable(TargetError):
 
 
 def _floor(decisions: Sequence[Bundle], group: Group) -> int:
-    """Return the fewest units a group keeps: one step."""
+    """Return the fewest units a group keeps: one step, and no fewer than its own floor."""
     for bundle in decisions:
         for member, step in zip(bundle.groups, bundle.steps, strict=True):
             if member is group:
-                return step
+                return step * -(-group.floor // step)
     return group.units
 
 
