@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.compare import compare, says_nothing
 from secateur.graph.coupling import Constraints, Coupling, Trace, trace
-from secateur.graph.examples import Example, other_batch, unseen
+from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.native import native_edits
-from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, owner_of, slice_
+from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, slice_
+from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
-from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.state import preserved
+from secateur.graph.verify import Probe, Proof, run_reference, run_small
 from secateur.graph.where import first_difference
 
 Choice = Callable[[Coupling], NDArray[np.bool_]]
@@ -200,18 +203,30 @@ def _prove(  # noqa: PLR0913
     examples = list(recorded.examples)
     reference, normalised, touched = run_reference(model, examples, recorded.leaves, removed, probe, rules)
     made_up = unseen(first)
-    for other in (other_batch(made_up), made_up):
-        if other is None:
-            continue
+    others = other_batches(made_up)
+    for other in (*others, made_up):
+        if other is made_up and len(examples) > len(recorded.examples):
+            break
         # Some models refuse made-up inputs (another batch size, a missing end-of-sentence token).
         with suppress(GraphError):
+            with preserved(model), quiet_forward(model):  # what it caches by shape for good must not be in float64
+                other.run(model)
             extra, _, used = run_reference(model, [other], recorded.leaves, removed, probe, rules)
             examples.append(other)
             reference += extra
             touched |= used
-            break
+    if says_nothing(reference):
+        raise GraphError(
+            f"{class_name(model)} answers the example inputs with zeros, NaN or nothing only, whatever is pruned, so "
+            "no result could be proven. Give inputs with an ordinary answer"
+        )
+    if recorded.training is not None:
+        with suppress(GraphError):  # a forward that only training has may not run in float64
+            extra, _, _ = run_reference(model, [recorded.training], recorded.leaves, removed, probe, rules)
+            examples.append(recorded.training)
+            reference += extra
     if not touched <= recorded.touched:
-        again = trace(model, [e for e in examples if e.flip is None], exact=exact, rules=rules)
+        again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
         return Proof(float("inf"), 0.0, 0, {}), None, again
     fresh = plan.apply_(model)
     undo.add(fresh.revert)
@@ -222,7 +237,7 @@ def _prove(  # noqa: PLR0913
         raise
     except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
         difference, scale = float("inf"), 0.0
-    proof = Proof(difference, scale, len(examples), normalised)
+    proof = Proof(difference, scale, sum(not e.training for e in examples), normalised)
     if proof.equal:
         return proof, None, None
     culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
@@ -302,7 +317,7 @@ def _follow(model: nn.Module, coupling: Coupling, alive: NDArray[np.bool_], undo
     """Change the attributes whose new values are known without a trial, and return what was changed."""
     edits = [*native_edits(model, _conv_inputs(coupling, alive)), *repetition_edits(model, coupling, alive)]
     for edit in edits:
-        undo.set(*owner_of(model, edit), edit.new)
+        edit_(model, edit, undo)
     return edits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,16 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import GraphError
+from secateur.graph.compare import tolerated
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Ledger
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept, slice_tensor
-from secateur.graph.record import Leaf, Recorder, Watch, bind, module_stack, op_name, quiet_forward
+from secateur.graph.record import Leaf, Recorder, Watch, bind, has_storage, module_stack, op_name, quiet_forward
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
-
-TOLERANCE = 1e-10
-"""Largest difference allowed, relative to the largest output (or 1): rounding of float64 and no more."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Proof:
 
     Attributes:
         difference: Largest absolute difference of any output, in float64.
-        scale: Largest absolute output.
+        scale: Largest absolute value of the output that differs most.
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
         level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
@@ -49,7 +47,7 @@ class Proof:
     @property
     def equal(self) -> bool:
         """Whether the difference is rounding."""
-        return self.difference <= TOLERANCE * max(1.0, self.scale)
+        return self.difference <= tolerated(self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -74,6 +72,10 @@ class Proof:
         )
 
 
+_WIDE = {(True, False): torch.float64, (False, True): torch.complex128}
+"""The widest dtype, by (is floating point, is complex)."""
+
+
 class Probe:
     """Float64 values for the tensors of a model, those that are constant made distinct.
 
@@ -92,14 +94,22 @@ class Probe:
     def value(self, index: int) -> Tensor:
         """Return a leaf's values in float64 (integers as they are), dense."""
         tensor = self._dense[index]
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        value = tensor.double()
-        if self._distinct and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            generator = torch.Generator().manual_seed(index)
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+        value = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+        if self._distinct and _tells_nothing(tensor):
+            generator = torch.Generator("cpu").manual_seed(index)
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor.device)
             value = value * (1 + 0.25 * noise) + 0.05 * noise
         return value
+
+
+def _tells_nothing(tensor: Tensor) -> bool:
+    """Whether a tensor is the same everywhere, or one number that is zero: what it multiplies would not be seen."""
+    if not tensor.numel() or tensor.layout != torch.strided:
+        return False
+    first = tensor.flatten()[0]
+    return bool((tensor == first).all()) and (tensor.numel() > 1 or bool(first == 0))
 
 
 class _Float64:
@@ -121,7 +131,7 @@ class _Float64:
 
         def one(value: Any) -> Any:
             if isinstance(value, torch.dtype):
-                return torch.float64 if value.is_floating_point else value
+                return _WIDE.get((value.is_floating_point, value.is_complex), value)
             if not isinstance(value, Tensor):
                 return value
             known = self._shadow.get(value)  # type: ignore[no-untyped-call]
@@ -130,8 +140,9 @@ class _Float64:
             found = self._leaf_value(value)
             if found is not None:
                 return found
-            if value.is_floating_point() and value.dtype != torch.float64:
-                promoted = value.double()
+            wide = _WIDE.get((value.is_floating_point(), value.is_complex()), value.dtype)
+            if value.dtype != wide:
+                promoted = value.to(wide)
                 if writes:
                     self._shadow[value] = promoted
                 return promoted
@@ -160,17 +171,22 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         self._removed = removed
         self._values = _Float64(self._leaf_value)
         self._probe = probe
+        self._held: dict[int, Tensor] = {}
         self.normalised: dict[str, int] = {}
 
     def _leaf_value(self, tensor: Tensor) -> Tensor | None:
         index = self.leaf_index(tensor)
         if index < 0:
             return None
+        if index in self._held:
+            return self._held[index]
         value = self._probe.value(index)
         for part in self.leaves[index].axes.parts:
             gone = np.flatnonzero(self._removed[part.labels])
-            if gone.size and value.is_floating_point():
+            if gone.size and (value.is_floating_point() or value.is_complex()):
                 value = value.index_fill(part.dims[0], torch.from_numpy(gone).to(value.device), 0.0)
+        if self.leaves[index].kind == "buffer":  # the forward may write to it, and read what it wrote
+            self._held[index] = value = value.clone()
         return value
 
     def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -211,11 +227,13 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._index: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._leaves, self._kept, self._probe = leaves, kept, probe
+        self._held: dict[int, Tensor] = {}
         self._storage: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
             self._index[leaf.tensor] = i
-            storage = leaf.tensor.untyped_storage()._cdata
-            self._storage[storage] = -1 if storage in self._storage else i
+            if has_storage(leaf.tensor):
+                storage = leaf.tensor.untyped_storage()._cdata
+                self._storage[storage] = -1 if storage in self._storage else i
         self._values = _Float64(self._leaf_value)
         self._watch = Watch(lambda tensor, _: self._values.seen(tensor))
 
@@ -233,12 +251,17 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leaf_value(self, tensor: Tensor) -> Tensor | None:
         index = self._index.get(tensor)  # type: ignore[no-untyped-call]
         if index is None:
-            index = self._storage.get(tensor.untyped_storage()._cdata, -1)
+            index = self._storage.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
             if index < 0 or self._leaves[index].tensor.shape != tensor.shape:
                 return None
+        if index in self._held:
+            return self._held[index]
         leaf = self._leaves[index]
         value = self._probe.value(index)
-        return slice_tensor(value, self._kept[leaf.name]) if leaf.name in self._kept else value
+        value = slice_tensor(value, self._kept[leaf.name]) if leaf.name in self._kept else value
+        if leaf.kind == "buffer":
+            self._held[index] = value = value.clone()
+        return value
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -273,9 +296,10 @@ def in_float64(leaves: Sequence[Leaf]) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
         for leaf in leaves:
-            if leaf.tensor.is_floating_point():
+            wide = _WIDE.get((leaf.tensor.is_floating_point(), leaf.tensor.is_complex()))
+            if wide is not None and leaf.tensor.layout == torch.strided:
                 held.append((leaf.tensor, leaf.tensor.data))
-                empty = torch.zeros((), dtype=torch.float64, device=leaf.tensor.device)
+                empty = torch.zeros((), dtype=wide, device=leaf.tensor.device)
                 leaf.tensor.data = empty.expand(leaf.tensor.shape)
         yield
     finally:
@@ -299,7 +323,7 @@ def run_reference(
     """
     outputs, normalised, touched = [], dict[str, int](), set[int]()
     for example in examples:
-        with preserved(model), quiet_forward(model), in_float64(leaves):
+        with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves):
             mode = Reference(leaves, removed, probe, rules)
             with module_stack(model, mode.stack), mode:
                 out = example.double().run(model)
@@ -320,46 +344,15 @@ def run_small(
     """Run the pruned model on each example; return output leaves per example."""
     outputs = []
     for example in examples:
-        with preserved(model), quiet_forward(model), in_float64(leaves), Small(leaves, kept, probe):
+        with (
+            preserved(model),
+            quiet_forward(model, training=example.training),
+            in_float64(leaves),
+            Small(leaves, kept, probe),
+        ):
             out = example.double().run(model)
         outputs.append(fixed_outputs(out))
     return outputs
-
-
-def compare(
-    reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]], resized: Collection[tuple[int, int]] = ()
-) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest absolute output; infinite where they do not match.
-
-    Args:
-        reference: Output leaves of the masked dense model, per example.
-        small: Those of the pruned one.
-        resized: Sizes before and after: a whole number among the outputs may be one of these.
-    """
-    worst, scale = 0.0, 0.0
-    for ours, theirs in zip(small, reference, strict=True):
-        if len(ours) != len(theirs):
-            return float("inf"), scale
-        for a, b in zip(ours, theirs, strict=True):
-            if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-                if type(a) is not type(b) or (isinstance(a, int | str) and a != b and (b, a) not in resized):
-                    return float("inf"), scale
-                if isinstance(a, float | complex) and a != b and not (a != a and b != b):
-                    worst, scale = max(worst, abs(a - b)), max(scale, abs(b))
-                continue
-            if a.shape != b.shape:
-                return float("inf"), scale
-            if not a.numel():
-                continue
-            if not (a.is_floating_point() or a.is_complex()):
-                worst = max(worst, 0.0 if bool((a == b).all()) else float("inf"))
-                continue
-            same_nan = bool((torch.isnan(a) == torch.isnan(b)).all())
-            gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, posinf=float("inf"))
-            worst = max(worst, float(gap.max()) if same_nan else float("inf"))
-            finite = b.abs()[torch.isfinite(b)]
-            scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
-    return worst, scale
 
 
 # -- statistics over kept channels
@@ -451,7 +444,7 @@ def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tenso
 
 _COMPACT: dict[str, _Compact] = {
     **dict.fromkeys(
-        ("aten::sum", "aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
+        ("aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
          "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
     "aten::native_layer_norm": _compact_layer_norm,
     "aten::_fused_rms_norm": _compact_layer_norm,

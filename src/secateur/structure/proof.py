@@ -8,13 +8,14 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import PlanError
+from secateur.graph.compare import compare
 from secateur.graph.coupling import trace
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
 from secateur.graph.plan import Plan, class_name
 from secateur.graph.record import Leaf, owned_tensors
 from secateur.graph.rules import RULES
-from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.verify import Probe, Proof, run_reference, run_small
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import ShrinkReport
 
