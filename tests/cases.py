@@ -68,7 +68,10 @@ GROUP_SCORES = (
     Case("taylor"),
     Case("taylor", {"form": "absolute"}),
     Case("taylor", {"form": "signed"}),
+    Case("block_influence"),
 )
+
+UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
 
@@ -90,6 +93,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "pattern": PATTERNS,
+    "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }

@@ -4,17 +4,21 @@ import pytest
 
 import cases
 from secateur.allocate import ALLOCATIONS
-from secateur.patterns import PATTERNS
+from secateur.errors import RecipeError
+from secateur.method import Method
+from secateur.patterns import PATTERNS, UNIT_PATTERNS
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
+from secateur.targets import Target
 from secateur.testing import check_allocation, check_group_score, check_pattern, check_schedule, check_score
-from secateur.types import Allocation, GroupScore, Pattern, Score
+from secateur.types import Allocation, GroupScore, Pattern, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "pattern": PATTERNS,
+    "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }
@@ -51,6 +55,16 @@ def test_pattern(case: cases.Case) -> None:
     pattern = PATTERNS[case.name](**case.kwargs)
     assert isinstance(pattern, Pattern)
     check_pattern(pattern)
+
+
+@pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)
+def test_unit_pattern(case: cases.Case) -> None:
+    pattern = UNIT_PATTERNS[case.name](**case.kwargs)
+    assert isinstance(pattern, UnitPattern)
+    assert not isinstance(pattern, Pattern)
+    assert pattern.unit == case.name
+    with pytest.raises(RecipeError, match="masks do not know"):
+        _ = Method(target=Target("sparsity", 0.5), pattern=pattern).masking
 
 
 @pytest.mark.parametrize("case", cases.ALLOCATIONS, ids=str)

@@ -21,6 +21,9 @@ _NOTHING = 1e-8
 _ROUNDING = 1e-12
 """Relative to a value itself, a difference that is rounding whatever stands beside it."""
 
+_PIECE = 1 << 20
+"""Outputs are compared this many elements at a time, which takes less memory."""
+
 _NOISE = 100
 """How much more rounding a value may have than the others of its tensor."""
 
@@ -88,12 +91,22 @@ def _gap(a: Any, b: Any, resized: Collection[tuple[int, int]]) -> tuple[float, f
         return 0.0, 0.0
     if not (a.is_floating_point() or a.is_complex()):
         return (0.0 if bool((a == b).all()) else math.inf), 0.0
-    if bool((torch.isnan(a) != torch.isnan(b)).any()):
-        return math.inf, 0.0
-    gaps = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, posinf=math.inf)
-    sizes = b.abs().nan_to_num(0.0, posinf=0.0)
-    off = gaps > _ROUNDING * sizes
-    if not bool(off.any()):
-        return float(gaps.max()), float(sizes.max())
-    noise = float(gaps[~off].max()) if bool((~off).any()) else 0.0
-    return float(gaps[off].max()), max(float(sizes[off].max()), _NOISE * noise / TOLERANCE)
+    return _apart(a.flatten(), b.flatten())
+
+
+def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the largest difference beyond a value's own rounding, and the scale of what differs by that much."""
+    near = far = near_size = far_size = 0.0
+    for x, y in zip(torch.split(a, _PIECE), torch.split(b, _PIECE), strict=True):
+        if bool((torch.isnan(x) != torch.isnan(y)).any()):
+            return math.inf, 0.0
+        gaps = torch.where(x == y, 0.0, (x - y).abs()).nan_to_num(0.0, posinf=math.inf)
+        sizes = y.abs().nan_to_num(0.0, posinf=0.0)
+        off = gaps > _ROUNDING * sizes
+        far, far_size = max(far, _largest(gaps[off])), max(far_size, _largest(sizes[off]))
+        near, near_size = max(near, _largest(gaps[~off])), max(near_size, _largest(sizes))
+    return (far, max(far_size, _NOISE * near / TOLERANCE)) if far else (near, near_size)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0

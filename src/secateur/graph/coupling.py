@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
-from secateur.graph.examples import Example, ScalarReads, other_batches, other_ways
+from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
@@ -24,11 +24,33 @@ from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forwar
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
 
-_MOST_WAYS = 6
-"""Branches of one example that are always recorded."""
-
 _MOST_SEARCHES = 64
 """Recordings of branches, those in search of unused parameters included."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the units of a group are in a dimension: shared by all tensors that have them in the same places.
+
+    Attributes:
+        size: Size of the dimension.
+        indices: Indices that belong to the group's units, ascending.
+        owners: The unit of each of them.
+    """
+
+    size: int
+    indices: NDArray[np.int32]
+    owners: NDArray[np.int32]
+
+    @cached_property
+    def width(self) -> int:
+        """Most indices that one unit takes."""
+        return int(np.bincount(self.owners).max()) if self.owners.size else 0
+
+    @cached_property
+    def by_unit(self) -> NDArray[np.int64]:
+        """The indices, those of the first unit first."""
+        return self.indices[np.argsort(self.owners, kind="stable")].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,18 +60,24 @@ class Member:
     Attributes:
         name: Qualified name of the parameter or buffer.
         dim: The dimension.
-        unit: For every index of the dimension, the group's unit that it belongs to, or -1.
+        places: Where the group's units are in it.
     """
 
     name: str
     dim: int
-    unit: NDArray[np.int64]
+    places: Places
 
-    @cached_property
+    @property
     def width(self) -> int:
         """Most indices that one unit takes."""
-        owned = self.unit[self.unit >= 0]
-        return int(np.bincount(owned).max()) if owned.size else 0
+        return self.places.width
+
+    @property
+    def unit(self) -> NDArray[np.int64]:
+        """For every index of the dimension, the group's unit that it belongs to, or -1."""
+        out = np.full(self.places.size, -1)
+        out[self.places.indices] = self.places.owners
+        return out
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,7 @@ class Group:
         Counted where the channels are made: the input side of a grouped convolution counts per group.
         """
         made = [m for m in self.members if m.dim == 0] or self.members
-        made = [m for m in made if len(m.unit) > 2 * align] or made  # not where heads are mixed, say
+        made = [m for m in made if m.places.size > 2 * align] or made  # not where heads are mixed, say
         step = 1
         for member in made:
             step = math.lcm(step, align // math.gcd(align, max(member.width, 1)))
@@ -188,8 +216,8 @@ def trace(
     for number, example in enumerate(examples):
         reads = record(first if number == 0 else another(), example)
         near = other_ways(example, reads)
-        ways += near[:_MOST_WAYS]
-        later += near[_MOST_WAYS:] + other_ways(example, reads, far=True)
+        ways += near[:MOST_WAYS]
+        later += near[MOST_WAYS:] + other_ways(example, reads, far=True)
     for _ in range(_MOST_SEARCHES):
         if not ways and later and _untouched(first):
             ways.append(later.popleft())
@@ -367,17 +395,13 @@ class Coupling:
         bounds = [*np.flatnonzero(np.diff(rank, prepend=-1)).tolist(), len(live)]
         members: list[list[Member]] = [[] for _ in bounds[1:]]
         group_of = np.append(rank, -1)  # the last one for indices of no unit
+        known: dict[bytes, list[tuple[int, Places]]] = {}
         for leaf, dim, roots in dims:
-            unit = np.where(roots > 0, number[roots], -1)
-            owner = group_of[unit]
-            order = np.argsort(owner, kind="stable")
-            starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
-            for low, high in pairwise([*starts.tolist(), len(order)]):
-                g, run = int(owner[order[low]]), order[low:high]
-                if g >= 0:
-                    place = np.full(len(unit), -1)
-                    place[run] = unit[run] - bounds[g]
-                    members[g].append(Member(leaf.name, dim, place))
+            key = roots.tobytes()  # a norm has four vectors alike
+            if key not in known:
+                known[key] = list(_places(np.where(roots > 0, number[roots], -1), group_of, bounds))
+            for g, places in known[key]:
+                members[g].append(Member(leaf.name, dim, places))
         groups, taken = [], set[str]()
         for g, (low, high) in enumerate(pairwise(bounds)):
             name = _group_name(members[g], taken)
@@ -539,6 +563,25 @@ class Coupling:
                         lines.append(f"dimension {part.dims[0]}: can be pruned")
                 return f"{name}: " + "; ".join(lines or ["every dimension has size 1"])
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
+
+
+def _places(
+    unit: NDArray[np.int64], group_of: NDArray[np.int64], bounds: Sequence[int]
+) -> Iterator[tuple[int, Places]]:
+    """Yield the groups whose units are in a dimension, by position, and where these are.
+
+    Args:
+        unit: The unit of every index, or -1.
+        group_of: The group of every unit, the last one for none.
+        bounds: The first unit of every group.
+    """
+    owner = group_of[unit]
+    order = np.argsort(owner, kind="stable")
+    starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
+    for low, high in pairwise([*starts.tolist(), len(order)]):
+        g, run = int(owner[order[low]]), order[low:high]
+        if g >= 0:
+            yield g, Places(len(unit), run.astype(np.int32), (unit[run] - bounds[g]).astype(np.int32))
 
 
 def covering(module: str, modules: Mapping[str, str]) -> str | None:

@@ -19,6 +19,9 @@ from secateur.graph.trees import mapped, tensors
 _READS = frozenset({"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"})
 _FAR = 1e6
 
+MOST_WAYS = 6
+"""Branches of one example that are always taken."""
+
 _TURNS: dict[str, Callable[[Any], Any]] = {
     "not": lambda value: not value,
     "negative": lambda value: -value,

@@ -242,7 +242,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storage: dict[int, int] = {}
         self._owner: dict[int, int] = {}
         self._data: list[Tensor] = []
-        self._watch = Watch(self.escape, self.sized)
+        self._watch: Watch | None = None
 
     def add_leaves(self, model: nn.Module) -> None:
         """Label every tensor the model owns."""
@@ -313,6 +313,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         """Start recording."""
+        self._watch = Watch(self.escape, self.sized)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -320,7 +321,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Stop recording; data that the forward put in place of a leaf's own is taken out again."""
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            self._watch = None  # it refers back; left alone, such circles keep whole models until they are collected
         for leaf, data in zip(self.leaves, self._data, strict=True):
             if has_storage(data) and leaf.tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
                 leaf.tensor.data = data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
-from secateur.graph.compare import compare, says_nothing
+from secateur.graph.compare import compare, says_nothing, tolerated
 from secateur.graph.coupling import Constraints, Coupling, Trace, trace
 from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.native import native_edits
-from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, slice_
+from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, silence, slice_
 from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
-from secateur.graph.verify import Probe, Proof, run_reference, run_small
+from secateur.graph.values import Probe
+from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.graph.where import first_difference
 
 Choice = Callable[[Coupling], NDArray[np.bool_]]
@@ -198,50 +198,80 @@ def _prove(  # noqa: PLR0913
         The proof; the module where they part, if they do; a better trace where unseen inputs took another way.
     """
     removed = ~alive
+    ready = {leaf.name: leaf.tensor.data for leaf in recorded.leaves if leaf.name in plan.kept}
     undo.revert()
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
-    examples = list(recorded.examples)
-    reference, normalised, touched = run_reference(model, examples, recorded.leaves, removed, probe, rules)
     made_up = unseen(first)
-    others = other_batches(made_up)
-    for other in (*others, made_up):
-        if other is made_up and len(examples) > len(recorded.examples):
-            break
-        # Some models refuse made-up inputs (another batch size, a missing end-of-sentence token).
-        with suppress(GraphError):
-            with preserved(model), quiet_forward(model):  # what it caches by shape for good must not be in float64
-                other.run(model)
-            extra, _, used = run_reference(model, [other], recorded.leaves, removed, probe, rules)
-            examples.append(other)
-            reference += extra
-            touched |= used
-    if says_nothing(reference):
-        raise GraphError(
-            f"{class_name(model)} answers the example inputs with zeros, NaN or nothing only, whatever is pruned, so "
-            "no result could be proven. Give inputs with an ordinary answer"
-        )
-    if recorded.training is not None:
-        with suppress(GraphError):  # a forward that only training has may not run in float64
-            extra, _, _ = run_reference(model, [recorded.training], recorded.leaves, removed, probe, rules)
-            examples.append(recorded.training)
-            reference += extra
-    if not touched <= recorded.touched:
-        again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
-        return Proof(float("inf"), 0.0, 0, {}), None, again
-    fresh = plan.apply_(model)
-    undo.add(fresh.revert)
-    try:
-        small = run_small(model, examples, recorded.leaves, plan.kept, probe)
-        difference, scale = compare(reference, small, plan.resized)
-    except GraphError:
-        raise
-    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
-        difference, scale = float("inf"), 0.0
+    training = [recorded.training] if recorded.training is not None else []
+    extras = [*other_batches(made_up), made_up, *training]
+    examples = list(recorded.examples)
+    normalised: dict[str, int] = {}
+    difference, scale, silent = 0.0, 0.0, True
+    for number, example in enumerate([*extras, *recorded.examples]):  # one at a time: outputs can be large
+        extra = number < len(extras)
+        if example is made_up and len(examples) > len(recorded.examples):
+            continue
+        undo.revert()
+        found = _reference(model, example, extra, recorded, removed, probe, rules)
+        if found is None:
+            continue
+        reference, counts, used = found
+        if extra:
+            examples.append(example)
+            counts = {}
+        silent &= example.training or says_nothing(reference)
+        if not used <= recorded.touched:
+            again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
+            return Proof(float("inf"), 0.0, 0, {}), None, again
+        normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
+        undo.add(plan.apply_(model, ready).revert)
+        gap, size = _gap(model, example, recorded, plan, probe, reference)
+        del reference
+        if (gap / tolerated(size), size) > (difference / tolerated(scale), scale):
+            difference, scale = gap, size
+    if silent:
+        raise GraphError(silence(model))
     proof = Proof(difference, scale, sum(not e.training for e in examples), normalised)
     if proof.equal:
         return proof, None, None
     culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
     return proof, culprit, None
+
+
+def _reference(
+    model: nn.Module,
+    example: Example,
+    extra: bool,
+    recorded: Trace,
+    removed: NDArray[np.bool_],
+    probe: Probe,
+    rules: Rules,
+) -> tuple[list[list[Any]], dict[str, int], set[int]] | None:
+    """Run the masked dense model on one example.
+
+    Some models refuse made-up inputs (another batch size, a missing end-of-sentence token): ``None`` then.
+    """
+    try:
+        if extra:  # what a forward caches by shape for good must not be in float64
+            with preserved(model), quiet_forward(model, training=example.training):
+                example.run(model)
+        return run_reference(model, [example], recorded.leaves, removed, probe, rules)
+    except GraphError:
+        if not extra:
+            raise
+    return None
+
+
+def _gap(
+    model: nn.Module, example: Example, recorded: Trace, plan: Plan, probe: Probe, reference: list[list[Any]]
+) -> tuple[float, float]:
+    """Run the pruned model on one example; return the worst difference and the scale of what differs."""
+    try:
+        return compare(reference, run_small(model, [example], recorded.leaves, plan.kept, probe), plan.resized)
+    except GraphError:
+        raise
+    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found later
+        return float("inf"), 0.0
 
 
 class _Ladder:

@@ -4,6 +4,7 @@ Element scores rate single weights; group scores rate whole coupled units (chann
 """
 
 from secateur.registry import Registry
+from secateur.scores.block_influence import BlockInfluence
 from secateur.scores.coupled import Coupled
 from secateur.scores.geometric_median import GeometricMedian
 from secateur.scores.gradient import WeightGradient
@@ -16,12 +17,19 @@ SCORES = Registry("score", {"random": Random, "magnitude": Magnitude, "weight_gr
 
 GROUP_SCORES = Registry(
     "group score",
-    {"coupled": Coupled, "norm_scale": NormScale, "geometric_median": GeometricMedian, "taylor": Taylor},
+    {
+        "coupled": Coupled,
+        "norm_scale": NormScale,
+        "geometric_median": GeometricMedian,
+        "taylor": Taylor,
+        "block_influence": BlockInfluence,
+    },
 )
 
 __all__ = [
     "GROUP_SCORES",
     "SCORES",
+    "BlockInfluence",
     "Coupled",
     "GeometricMedian",
     "Magnitude",
