@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from operator import ne
+from operator import attrgetter, ne
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.plan import Drop, Edit, Undo
+from secateur.graph.examples import copies
+from secateur.graph.plan import Drop, Edit, Undo, edit_
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
@@ -62,7 +63,7 @@ def update_config(
         obstacle = "the configuration cannot express that these blocks are gone"
     for found in search.depths(drops) if drops else search.run(sizes, _ratios(shapes, wanted)):
         mark = undo.count
-        edits = _set(config, found, undo)
+        edits = _set(model, found, undo)
         if _same(before, _outputs(model, inputs)) and _same(before, _rebuilt_outputs(model, inputs)):
             return edits, ""
         undo.revert(mark)
@@ -73,15 +74,12 @@ def update_config(
     return [], obstacle
 
 
-def _set(config: Any, found: Mapping[str, Any], undo: Undo) -> list[Edit]:
+def _set(model: nn.Module, found: Mapping[str, Any], undo: Undo) -> list[Edit]:
     edits = []
     for path, new in found.items():
-        *parents, attribute = path.split(".")
-        owner = config
-        for parent in parents:
-            owner = getattr(owner, parent)
-        edits.append(Edit("", f"config.{path}", getattr(owner, attribute), new))
-        undo.set(owner, attribute, new)
+        edit = Edit("", f"config.{path}", attrgetter(path)(model.config), new)
+        edits.append(edit)
+        edit_(model, edit, undo)
     return edits
 
 
@@ -104,8 +102,9 @@ def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    args, kwargs = copies(inputs)
     with preserved(model), quiet_forward(model):
-        return tensors(model(*inputs[0], **inputs[1]))
+        return tensors(model(*args, **kwargs))
 
 
 def _ratios(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import PlanError
+from secateur.graph.compare import compare
 from secateur.graph.coupling import trace
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
@@ -16,7 +17,7 @@ from secateur.graph.record import Leaf, owned_tensors
 from secateur.graph.rules import RULES
 from secateur.graph.shorten import blocks_of, prove_bypassed
 from secateur.graph.values import Probe
-from secateur.graph.verify import Proof, compare, run_reference, run_small
+from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import ShrinkReport
 

@@ -165,7 +165,7 @@ def _add(
 ) -> None:
     """Add one batch: element statistics as rows per unit, unit statistics as sums over what makes the unit."""
     for group in coupling.groups:
-        product = torch.zeros(group.units, dtype=torch.float64)
+        product = torch.zeros(group.units, dtype=torch.float64, device="cpu")
         for member in group.members:
             if member.name not in gradients:
                 continue

@@ -77,9 +77,8 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
     if averaged is model:
         raise PlanError("ema is the model itself; give the averaged copy")
     shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
+    extra = Undo()
     try:
-        extra = Undo()
-        shrunk.undo.add(extra.revert)
         if optimizer is not None:
             plan, left = report.plan, {id(p) for p in model.parameters()}
 
@@ -92,6 +91,7 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
             refuse_unsupported(averaged)
             extra.add(report.plan.apply_(averaged).revert)
     except BaseException:
+        extra.revert()
         shrunk.undo.revert()
         raise
     return report
