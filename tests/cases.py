@@ -68,6 +68,17 @@ GROUP_SCORES = (
     Case("taylor"),
     Case("taylor", {"form": "absolute"}),
     Case("taylor", {"form": "signed"}),
+    Case("lamp"),
+    Case("activation_taylor"),
+    Case("activation_taylor", {"form": "square", "normalise": "mean"}),
+    Case("activation_taylor", {"form": "signed", "normalise": "max"}),
+    Case("activation_taylor", {"form": "descent", "normalise": "none"}),
+    Case("activation"),
+    Case("activation", {"statistic": "rms", "normalise": "l2"}),
+    Case("activation", {"statistic": "deviation", "normalise": "mean"}),
+    Case("activation", {"statistic": "nonzero"}),
+    Case("sensitivity"),
+    Case("sensitivity", {"outputs": "values", "centred": False, "per_mac": True}),
 )
 
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))

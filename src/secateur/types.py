@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 Tensors = Mapping[str, Tensor]
 """Tensors keyed by the qualified name of the parameter they belong to."""
@@ -156,6 +156,20 @@ class GroupScore(Protocol):
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
         """Return one float score per unit, or ``None`` where the score says nothing about such a group."""
+        ...
+
+
+@runtime_checkable
+class OutputScore(GroupScore, Protocol):
+    """A group score without labels: it says itself in which directions a change of the outputs matters."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the directions."""
+        ...
+
+    def directions(self, outputs: Tensor, generator: Generator) -> Tensor:
+        """Return one random direction per sample, of the outputs' shape."""
         ...
 
 
