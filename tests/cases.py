@@ -81,6 +81,11 @@ GROUP_SCORES = (
     Case("sensitivity", {"outputs": "values", "centred": False, "per_mac": True}),
 )
 
+PENALTIES = (
+    Case("scale_l1"),
+    Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
+)
+
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
 
 SCHEDULES = (
@@ -100,6 +105,7 @@ SCHEDULES = (
 CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
+    "penalty": PENALTIES,
     "pattern": PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
+from torch.nn import Module
 
 Tensors = Mapping[str, Tensor]
 """Tensors keyed by the qualified name of the parameter they belong to."""
@@ -209,6 +210,39 @@ class Allocation(Protocol):
 
     def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
         """Return the number of units that stay in each weight, at a total cost of at most ``kept``."""
+        ...
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """A term R(w; s) that presses on weights during training, with a state s of tensors. Its functions are pure.
+
+    :class:`~secateur.penalties.Penalised` calls them around an optimizer's steps and keeps the state. A penalty acts
+    before a step, by its gradient; or after it, by its proximal step, the only way to exact zeros; or both.
+    """
+
+    def parameters(self, model: Module) -> tuple[str, ...]:
+        """Return the names of the parameters that it presses on."""
+        ...
+
+    def start(self, weights: Tensors) -> dict[str, Tensor]:
+        """Return the state before the first step; empty where nothing changes from step to step."""
+        ...
+
+    def value(self, weights: Tensors, state: Tensors) -> Tensor:
+        """Return R, one differentiable number."""
+        ...
+
+    def gradient(self, weights: Tensors, state: Tensors) -> dict[str, Tensor]:
+        """Return dR/dw (a subgradient where there is none), or nothing where it acts by the proximal step alone."""
+        ...
+
+    def proximal(self, weights: Tensors, state: Tensors, rates: Tensors) -> dict[str, Tensor]:
+        """Return argmin_x (x - w)^2 / (2 rate) + R(x) for a step's rates, one per weight or element, or nothing."""
+        ...
+
+    def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
+        """Return the state for the next step: after step number ``step``, and the loss, if somebody told it."""
         ...
 
 

@@ -5,15 +5,24 @@ import pytest
 import cases
 from secateur.allocate import ALLOCATIONS
 from secateur.patterns import PATTERNS
+from secateur.penalties import PENALTIES
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
-from secateur.testing import check_allocation, check_group_score, check_pattern, check_schedule, check_score
-from secateur.types import Allocation, GroupScore, Pattern, Score
+from secateur.testing import (
+    check_allocation,
+    check_group_score,
+    check_pattern,
+    check_penalty,
+    check_schedule,
+    check_score,
+)
+from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
+    "penalty": PENALTIES,
     "pattern": PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
@@ -51,6 +60,13 @@ def test_pattern(case: cases.Case) -> None:
     pattern = PATTERNS[case.name](**case.kwargs)
     assert isinstance(pattern, Pattern)
     check_pattern(pattern)
+
+
+@pytest.mark.parametrize("case", cases.PENALTIES, ids=str)
+def test_penalty(case: cases.Case) -> None:
+    penalty = PENALTIES[case.name](**case.kwargs)
+    assert isinstance(penalty, Penalty)
+    check_penalty(penalty)
 
 
 @pytest.mark.parametrize("case", cases.ALLOCATIONS, ids=str)
