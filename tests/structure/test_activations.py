@@ -364,6 +364,7 @@ def test_what_is_missing_or_wrong_is_said(gated: Gated) -> None:
     refused(ActivationTaylor(), "no batches", batches=[], loss_fn=loss_fn)
     refused(Sensitivity(), "protects one tensor", batches=[X], loss_fn=lambda m, x: (m(x), m(x)))
     refused(Sensitivity(), "protects one tensor", batches=[X], loss_fn=lambda m, x: m(x).sum())
+    refused(Sensitivity(), "one class", batches=[X], loss_fn=lambda m, x: m(x)[:, :1])
     with pytest.raises(SecateurError, match="temperature"):
         Sensitivity(temperature=0.0)
     with pytest.raises(SecateurError, match="'deviation'"):

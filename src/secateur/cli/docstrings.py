@@ -13,8 +13,8 @@ _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Example", "Ex
 # LaTeX to characters; longest first, so that \leq is not read as \le and a q.
 _SYMBOLS = {
     r"\lfloor": "⌊", r"\rfloor": "⌋", r"\lceil": "⌈", r"\rceil": "⌉", r"\cdot": "·", r"\times": "×", r"\odot": "⊙",
-    r"\leq": "≤", r"\geq": "≥", r"\le": "≤", r"\ge": "≥", r"\neq": "≠", r"\ne": "≠",
-    r"\succeq": "⪰", r"\top": "T", r"\leftarrow": "←", r"\lVert": "‖", r"\rVert": "‖", r"\approx": "≈", r"\sim": "~", r"\in": "∈",
+    r"\leq": "≤", r"\geq": "≥", r"\le": "≤", r"\ge": "≥", r"\neq": "≠", r"\ne": "≠", r"\succeq": "⪰",
+    r"\approx": "≈", r"\sim": "~", r"\in": "∈", r"\top": "T", r"\lVert": "‖", r"\rVert": "‖", r"\leftarrow": "←",
     r"\to": "→", r"\partial": "∂", r"\nabla": "∇", r"\infty": "∞", r"\dots": "…", r"\ldots": "…", r"\cdots": "…",
     r"\sum": "Σ", r"\prod": "Π", r"\max": "max", r"\min": "min", r"\log": "log", r"\exp": "exp", r"\pm": "±",
     r"\alpha": "α", r"\beta": "β", r"\gamma": "γ", r"\delta": "δ", r"\epsilon": "ε", r"\varepsilon": "ε",

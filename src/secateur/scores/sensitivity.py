@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import TargetError, check_choice
+from secateur.errors import MissingStatsError, TargetError, check_choice
 from secateur.types import GroupView, Stats
 
 Outputs = Literal["logits", "values"]
@@ -87,11 +87,20 @@ class Sensitivity:
         return "centred_product_square" if self.centred else "activation_product_square"
 
     def directions(self, outputs: Tensor, generator: Generator) -> Tensor:
-        """Return one random direction per sample, of the covariance that the outputs call for."""
+        """Return one random direction per sample, of the covariance that the outputs call for.
+
+        Raises:
+            MissingStatsError: When logits have one class only.
+        """
         wide = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32)).cpu()
         noise = torch.randn(wide.shape, generator=generator, dtype=wide.dtype)
         if self.outputs == "values":
             return noise
+        if wide.shape[self.class_dim] < 2:
+            raise MissingStatsError(
+                f"{self}: outputs of shape {tuple(wide.shape)} have one class, whose softmax is always 1; use "
+                'outputs="values", or name the dimension of the classes by class_dim'
+            )
         p = (wide / self.temperature).softmax(self.class_dim)
         noise = p.sqrt() * noise
         return noise - p * noise.sum(self.class_dim, keepdim=True)
