@@ -81,8 +81,8 @@ class FoldReport:
         done = [layer for layer in self.layers if layer.into]
         removed, constant = (sum(getattr(x, what) for x in self.layers) for what in ("removed", "constant"))
         lines = [
-            f"folded into {len(done)} of {len(self.layers)} layers; of {removed} removed inputs {constant} were "
-            f"constant on the batches, of the others the mean was taken"
+            f"folded into {len(done)} of {len(self.layers)} layers; {constant} of {removed} removed inputs were constant "
+            f"on the batches" + ("" if constant == removed else ", of the others the mean was taken")
         ]
         borders = [layer for layer in done if layer.uneven]
         if borders:
