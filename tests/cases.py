@@ -79,12 +79,15 @@ GROUP_SCORES = (
     Case("activation", {"statistic": "nonzero"}),
     Case("sensitivity"),
     Case("sensitivity", {"outputs": "values", "centred": False, "per_mac": True}),
+    Case("block_influence"),
 )
 
 PENALTIES = (
     Case("scale_l1"),
     Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
 )
+
+UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
 
@@ -107,6 +110,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
     "pattern": PATTERNS,
+    "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }

@@ -18,7 +18,19 @@ from secateur.schedules import Schedule, one_shot
 from secateur.scores import Magnitude
 from secateur.select import check_scores, cost_of_best, live
 from secateur.targets import Target
-from secateur.types import Allocation, Budget, GroupScore, Masks, Pattern, Score, Stats, Tensors, Units, Weight
+from secateur.types import (
+    Allocation,
+    Budget,
+    GroupScore,
+    Masks,
+    Pattern,
+    Score,
+    Stats,
+    Tensors,
+    UnitPattern,
+    Units,
+    Weight,
+)
 
 _OPTIONAL = ("target", "allocate")
 
@@ -50,7 +62,7 @@ class Method:
     Attributes:
         target: How much. May be left out where the pattern has one density (N:M).
         score: Which weights matter. A group score rates whole units, and needs physical pruning (``shrink_``).
-        pattern: What is removed together.
+        pattern: What is removed together. Experts and layers need physical pruning (``shrink_``).
         allocate: How much where; global by default, layerwise where the pattern fixes the density.
         schedule: When, and how fast.
         when: Whether a recipe's clock starts with training or after it. A :class:`~secateur.pruner.Pruner` in your
@@ -71,7 +83,7 @@ class Method:
 
     target: Target | None = None
     score: Score | GroupScore = field(default_factory=Magnitude)
-    pattern: Pattern = field(default_factory=Unstructured)
+    pattern: Pattern | UnitPattern = field(default_factory=Unstructured)
     allocate: Allocation | None = None
     schedule: Schedule = field(default_factory=one_shot)
     when: Literal["during", "after"] = "after"
@@ -83,15 +95,16 @@ class Method:
 
     def __post_init__(self) -> None:
         self._check_types()
-        if self.pattern.density is not None:
-            self._check_fixed_density(self.pattern.density)
+        density = self.pattern.density if isinstance(self.pattern, Pattern) else None
+        if density is not None:
+            self._check_fixed_density(density)
         elif self.target is None:
             raise RecipeError(
                 f"prune.target is missing: {self.pattern} can have any density, so say how much, "
                 "for example target = {sparsity = 0.9}"
             )
         if self.allocate is None:
-            allocate = Global() if self.pattern.density is None else Layerwise()
+            allocate = Global() if density is None else Layerwise()
             object.__setattr__(self, "allocate", allocate)
         if self.when == "during" and self.schedule.unit == "rounds":
             raise RecipeError(
@@ -105,13 +118,14 @@ class Method:
         parts: dict[str, tuple[object, Any]] = {
             "target": (self.target, Target),
             "score": (self.score, (Score, GroupScore)),
-            "pattern": (self.pattern, Pattern),
+            "pattern": (self.pattern, (Pattern, UnitPattern)),
             "allocate": (self.allocate, Allocation),
             "schedule": (self.schedule, Schedule),
         }
         for name, (value, kind) in parts.items():
             if isinstance(value, type) or not (isinstance(value, kind) or (value is None and name in _OPTIONAL)):
-                wanted = getattr(kind, "__name__", "Score or GroupScore")
+                kinds = kind if isinstance(kind, tuple) else (kind,)
+                wanted = " or ".join(k.__name__ for k in kinds)
                 raise RecipeError(f"method: {name} must be a {wanted}, got {value!r}")
         for name in ("include", "exclude", "types"):
             value = getattr(self, name)
@@ -142,6 +156,20 @@ class Method:
                 f"prune.pattern {name} and prune.target {self.target.kind}={self.target.value:g} exclude each other: "
                 f"the pattern always has sparsity {1.0 - density:g}. Leave the target out"
             )
+
+    @property
+    def masking(self) -> Pattern:
+        """The pattern, where it is one that masks can express.
+
+        Raises:
+            RecipeError: For experts and layers.
+        """
+        if not isinstance(self.pattern, Pattern):
+            raise RecipeError(
+                f"{self.pattern} removes whole modules or the experts of a router, which masks do not know: use "
+                "secateur.make_plan or secateur.shrink_, or another pattern"
+            )
+        return self.pattern
 
     @property
     def goal(self) -> Target:
@@ -207,21 +235,21 @@ def make_masks(
         if name not in scores or scores[name].shape != values[name].shape:
             got = tuple(scores[name].shape) if name in scores else "nothing"
             raise SelectionError(f"{name}: {method.score} returned {got} for a weight of shape {weight.shape}")
-        reduced = method.pattern.reduce(weight, check_scores(name, scores.pop(name)))
+        reduced = method.masking.reduce(weight, check_scores(name, scores.pop(name)))
         if reduced.numel() != weight.numel:  # a sum over a block can overflow where its elements did not
             reduced = check_scores(name, reduced)
         if previous is not None:
-            reduced = reduced.masked_fill(~method.pattern.reduce(weight, previous[name]), -torch.inf)
-        size = method.pattern.sizes(weight)
+            reduced = reduced.masked_fill(~method.masking.reduce(weight, previous[name]), -torch.inf)
+        size = method.masking.sizes(weight)
         size = size.to(reduced.device) if isinstance(size, Tensor) else size
         units[name] = Units(reduced, size * budget.cost[name], 0 if method.allow_empty else 1)
     counts = _counts(units, method, budget, kept)
     masks: Masks = {}
     for name, weight in weights.items():
-        chosen = method.pattern.select(weight, units[name].scores, counts[name])
+        chosen = method.masking.select(weight, units[name].scores, counts[name])
         if previous is not None:
             chosen &= ~torch.isneginf(units[name].scores)
-        masks |= method.pattern.expand(weight, chosen)
+        masks |= method.masking.expand(weight, chosen)
     return masks
 
 
@@ -251,11 +279,11 @@ def check_reachable(weights: Mapping[str, Weight], method: Method, budget: Budge
     Raises:
         Infeasible: Carries what the floors and the overrides cost at the least.
     """
-    if method.pattern.density is not None:
+    if method.masking.density is not None:
         return
     least, most = 0.0, 0.0
     for name in sorted(weights):
-        size = method.pattern.sizes(weights[name])
+        size = method.masking.sizes(weights[name])
         smallest = float(size.min()) if isinstance(size, Tensor) else float(size)
         count = 0 if method.allow_empty else 1
         wanted = _override(method, name)
@@ -285,8 +313,8 @@ def _override(method: Method, name: str) -> float | None:
 
 def _counts(units: Mapping[str, Units], method: Method, budget: Budget, kept: float) -> dict[str, int]:
     """Settle the overrides, then let the allocation share out the rest."""
-    if method.pattern.density is not None:
-        density = method.pattern.density
+    if method.masking.density is not None:
+        density = method.masking.density
         return {name: round(u.scores.numel() * density) for name, u in units.items()}
     progress = (budget.total - kept) / (budget.total - budget.kept) if budget.total > budget.kept else 1.0
     fixed: dict[str, int] = {}

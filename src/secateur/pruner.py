@@ -131,7 +131,7 @@ class Pruner:
         refused: dict[str, PatternError] = {}
         for name, weight in self.found.weights.items():
             try:
-                self.method.pattern.check(weight)
+                self.method.masking.check(weight)
             except PatternError as error:
                 refused[name] = error
         if refused:

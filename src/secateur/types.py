@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 from torch.nn import Module
@@ -201,6 +201,16 @@ class Pattern(Protocol):
 
     def expand(self, weight: Weight, kept: Tensor) -> Masks:
         """Turn kept units into element masks, of the weight and of what dies with its units."""
+        ...
+
+
+@runtime_checkable
+class UnitPattern(Protocol):
+    """Units that no mask over one weight can express: they can only be cut out, with everything that is theirs."""
+
+    @property
+    def unit(self) -> Literal["expert", "layer"]:
+        """What a unit is."""
         ...
 
 

@@ -12,7 +12,7 @@ import torch
 import secateur
 from secateur.cli import cards
 from secateur.cli.axes import axes
-from secateur.patterns import Channel
+from secateur.patterns import Channel, Layer
 from secateur.recipe import from_dict
 
 FOLDER = Path(__file__).parents[2] / "docs" / "methods"
@@ -68,6 +68,7 @@ def test_the_python_on_a_card_runs(axis, name):
     names = {
         "secateur": secateur,
         "Channel": Channel,
+        "Layer": Layer,
         "target": secateur.Target("macs", 0.5),
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),

@@ -7,10 +7,11 @@ import pytest
 from secateur.scores import GROUP_SCORES, SCORES
 
 DATA = {"weight_gradient", "taylor", "activation_taylor", "activation", "sensitivity"}
+OF_CHANNELS = [name for name in (*SCORES, *GROUP_SCORES) if name != "block_influence"]
 COMMON = ("--target", "channels=0.5", "--align", "1", "--json")
 
 
-@pytest.mark.parametrize("score", [*SCORES, *GROUP_SCORES])
+@pytest.mark.parametrize("score", OF_CHANNELS)
 def test_every_score_prunes_a_recipe(workspace, call, score):
     done = call("prune", "recipe.toml", "--score", score, *COMMON)
     assert done.code == 0, done.err
@@ -20,7 +21,7 @@ def test_every_score_prunes_a_recipe(workspace, call, score):
     assert call("verify", "recipe.toml", "pruned").code == 0
 
 
-@pytest.mark.parametrize("score", [*SCORES, *GROUP_SCORES])
+@pytest.mark.parametrize("score", OF_CHANNELS)
 def test_scores_of_data_refuse_a_network_alone(workspace, call, score):
     done = call("prune", "net.py:make", "--input", "2,4,4,4", "--score", score, *COMMON)
     assert done.code == (2 if score in DATA else 0)

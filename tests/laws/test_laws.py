@@ -4,11 +4,14 @@ import pytest
 
 import cases
 from secateur.allocate import ALLOCATIONS
-from secateur.patterns import PATTERNS
+from secateur.errors import RecipeError
+from secateur.method import Method
+from secateur.patterns import PATTERNS, UNIT_PATTERNS
 from secateur.penalties import PENALTIES
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
+from secateur.targets import Target
 from secateur.testing import (
     check_allocation,
     check_group_score,
@@ -17,13 +20,14 @@ from secateur.testing import (
     check_schedule,
     check_score,
 )
-from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score
+from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
     "pattern": PATTERNS,
+    "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }
@@ -67,6 +71,16 @@ def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
     assert isinstance(penalty, Penalty)
     check_penalty(penalty)
+
+
+@pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)
+def test_unit_pattern(case: cases.Case) -> None:
+    pattern = UNIT_PATTERNS[case.name](**case.kwargs)
+    assert isinstance(pattern, UnitPattern)
+    assert not isinstance(pattern, Pattern)
+    assert pattern.unit == case.name
+    with pytest.raises(RecipeError, match="masks do not know"):
+        _ = Method(target=Target("sparsity", 0.5), pattern=pattern).masking
 
 
 @pytest.mark.parametrize("case", cases.ALLOCATIONS, ids=str)

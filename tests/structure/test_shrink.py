@@ -258,7 +258,7 @@ def test_verify_and_replay_on_a_fresh_instance(net: nn.Module, tmp_path: Path) -
     assert "equal to" in str(proof)
     save_pruned(tmp_path / "small", net, report)
     fresh = Net().eval()
-    plan = load_pruned(fresh, tmp_path / "small")
+    (plan,) = load_pruned(fresh, tmp_path / "small")
     assert torch.equal(fresh(X), net(X))
     assert fresh.blocks[0].conv1.out_channels == fresh.blocks[0].conv1.weight.shape[0]
     again = Plan.from_json(plan.to_json())

@@ -205,7 +205,7 @@ def sensitivity(
             f"{method.score} needs {sorted(missing)}; collect them on the dense model and pass stats"
         )
     for weight in weights.values():
-        method.pattern.check(weight)
+        method.masking.check(weight)
     report = progress or _nobody
     total = len(weights) * len(chosen)
     report(0, total, "dense")
@@ -247,7 +247,7 @@ def _chosen(found: Found, layers: Sequence[str]) -> dict[str, Weight]:
 
 
 def _levels(method: Method, levels: Sequence[float] | None) -> tuple[float, ...]:
-    density = method.pattern.density
+    density = method.masking.density
     if density is not None:
         if levels is not None and set(levels) != {1.0 - density}:
             raise RecipeError(

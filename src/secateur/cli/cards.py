@@ -34,6 +34,7 @@ _STATISTICS = {
     "activation_product_absolute": "the size of activation times gradient per unit and sample: loss_fn and batches",
     "activation_product_square": "activation times gradient per unit and sample, squared: batches",
     "centred_product_square": "activation, less its mean, times gradient per unit and sample, squared: batches",
+    "stream_turn": "how far each block turns the stream that passes through it: batches without labels",
     "unit_macs": "the multiplications that a unit costs, counted on the recorded forward",
     "input_absolute": "what the layers that read a unit get, its mean size: batches without labels",
     "input_square": "what the layers that read a unit get, its mean square: batches without labels",
@@ -239,6 +240,7 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     also = ["Penalised"] if "Penalised" in use else []
     imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
+    use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels
     if len(use.format(part)) > 100:
         return f"from {home} import {imported}\n\npart = {part}\n{use.format('part')}"
     return f"from {home} import {imported}\n\n{use.format(part)}"

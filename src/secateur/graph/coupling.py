@@ -25,24 +25,55 @@ from secateur.graph.state import preserved
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the units of a group are in a dimension: shared by all tensors that have them in the same places.
+
+    Attributes:
+        size: Size of the dimension.
+        indices: Indices that belong to the group's units, ascending.
+        owners: The unit of each of them.
+    """
+
+    size: int
+    indices: NDArray[np.int32]
+    owners: NDArray[np.int32]
+
+    @cached_property
+    def width(self) -> int:
+        """Most indices that one unit takes."""
+        return int(np.bincount(self.owners).max()) if self.owners.size else 0
+
+    @cached_property
+    def by_unit(self) -> NDArray[np.int64]:
+        """The indices, those of the first unit first."""
+        return self.indices[np.argsort(self.owners, kind="stable")].astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Member:
     """One dimension of one tensor that a group reaches.
 
     Attributes:
         name: Qualified name of the parameter or buffer.
         dim: The dimension.
-        unit: For every index of the dimension, the group's unit that it belongs to, or -1.
+        places: Where the group's units are in it.
     """
 
     name: str
     dim: int
-    unit: NDArray[np.int64]
+    places: Places
 
-    @cached_property
+    @property
     def width(self) -> int:
         """Most indices that one unit takes."""
-        owned = self.unit[self.unit >= 0]
-        return int(np.bincount(owned).max()) if owned.size else 0
+        return self.places.width
+
+    @property
+    def unit(self) -> NDArray[np.int64]:
+        """For every index of the dimension, the group's unit that it belongs to, or -1."""
+        out = np.full(self.places.size, -1)
+        out[self.places.indices] = self.places.owners
+        return out
 
 
 @dataclass(frozen=True)
@@ -73,7 +104,7 @@ class Group:
         Counted where the channels are made: the input side of a grouped convolution counts per group.
         """
         made = [m for m in self.members if m.dim == 0] or self.members
-        made = [m for m in made if len(m.unit) > 2 * align] or made  # not where heads are mixed, say
+        made = [m for m in made if m.places.size > 2 * align] or made  # not where heads are mixed, say
         step = 1
         for member in made:
             step = math.lcm(step, align // math.gcd(align, max(member.width, 1)))
@@ -196,9 +227,14 @@ def _record(model: nn.Module, mode: Recorder, example: Example, *, training: boo
     with preserved(model), quiet_forward(model, training=training), module_stack(model, mode.stack), mode, reads:
         out = example.run(model)
         mode.ledger.where = "an output of the model"
-        for tensor in fixed_outputs(out):
-            if isinstance(tensor, Tensor):
-                mode.ledger.freeze_all(mode.axes(tensor))
+        results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
+        for tensor in results:
+            mode.ledger.freeze_all(mode.axes(tensor))
+    if not results and not training:
+        raise GraphError(
+            f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
+            "return the results as tensors, in any container or object"
+        )
     return reads.reads
 
 
@@ -318,17 +354,13 @@ class Coupling:
         bounds = [*np.flatnonzero(np.diff(rank, prepend=-1)).tolist(), len(live)]
         members: list[list[Member]] = [[] for _ in bounds[1:]]
         group_of = np.append(rank, -1)  # the last one for indices of no unit
+        known: dict[bytes, list[tuple[int, Places]]] = {}
         for leaf, dim, roots in dims:
-            unit = np.where(roots > 0, number[roots], -1)
-            owner = group_of[unit]
-            order = np.argsort(owner, kind="stable")
-            starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
-            for low, high in pairwise([*starts.tolist(), len(order)]):
-                g, run = int(owner[order[low]]), order[low:high]
-                if g >= 0:
-                    place = np.full(len(unit), -1)
-                    place[run] = unit[run] - bounds[g]
-                    members[g].append(Member(leaf.name, dim, place))
+            key = roots.tobytes()  # a norm has four vectors alike
+            if key not in known:
+                known[key] = list(_places(np.where(roots > 0, number[roots], -1), group_of, bounds))
+            for g, places in known[key]:
+                members[g].append(Member(leaf.name, dim, places))
         groups, taken = [], set[str]()
         for g, (low, high) in enumerate(pairwise(bounds)):
             name = _group_name(members[g], taken)
@@ -490,6 +522,25 @@ class Coupling:
                         lines.append(f"dimension {part.dims[0]}: can be pruned")
                 return f"{name}: " + "; ".join(lines or ["every dimension has size 1"])
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
+
+
+def _places(
+    unit: NDArray[np.int64], group_of: NDArray[np.int64], bounds: Sequence[int]
+) -> Iterator[tuple[int, Places]]:
+    """Yield the groups whose units are in a dimension, by position, and where these are.
+
+    Args:
+        unit: The unit of every index, or -1.
+        group_of: The group of every unit, the last one for none.
+        bounds: The first unit of every group.
+    """
+    owner = group_of[unit]
+    order = np.argsort(owner, kind="stable")
+    starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
+    for low, high in pairwise([*starts.tolist(), len(order)]):
+        g, run = int(owner[order[low]]), order[low:high]
+        if g >= 0:
+            yield g, Places(len(unit), run.astype(np.int32), (unit[run] - bounds[g]).astype(np.int32))
 
 
 def covering(module: str, modules: Mapping[str, str]) -> str | None:

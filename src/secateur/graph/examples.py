@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.graph.record import call, op_name
+from secateur.graph.trees import mapped, tensors
 
 _READS = frozenset({"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"})
 _MOST_FLIPS = 6
@@ -107,13 +107,12 @@ def unseen(example: Example, seed: int = 1) -> Example:
             return value.flatten()[order.to(value.device)].reshape(value.shape)
         return value
 
-    return replace(example, args=tree_map(other, example.args), kwargs=tree_map(other, example.kwargs))
+    return replace(example, args=mapped(other, example.args), kwargs=mapped(other, example.kwargs))
 
 
 def other_batch(example: Example) -> Example | None:
     """Return the example with one sample less (or two, if it is one); ``None`` without a batch dimension."""
-    tensors = [t for t in tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor) and t.dim() > 0]
-    sizes = {t.shape[0] for t in tensors}
+    sizes = {t.shape[0] for t in tensors((example.args, example.kwargs)) if t.dim() > 0}
     if len(sizes) != 1 or not next(iter(sizes)):
         return None
 
@@ -122,8 +121,8 @@ def other_batch(example: Example) -> Example | None:
             return value
         return value[:-1] if len(value) > 1 else torch.cat([value, value])
 
-    return replace(example, args=tree_map(resize, example.args), kwargs=tree_map(resize, example.kwargs))
+    return replace(example, args=mapped(resize, example.args), kwargs=mapped(resize, example.kwargs))
 
 
 def _double(value: Any) -> Any:
-    return tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, value)
+    return mapped(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, value)

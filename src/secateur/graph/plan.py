@@ -43,6 +43,26 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Entries that leave a container of modules.
+
+    Attributes:
+        container: Qualified name of an ``nn.ModuleList`` or ``nn.Sequential``.
+        entries: How many entries it has before.
+        places: Places of those that go, ascending.
+        lists: Sequences with one item per entry that lose the same places: (module, attribute), as in :class:`Edit`.
+        positions: Attributes inside an entry that hold its place, as (module within the entry, attribute): those that
+            stay are counted anew.
+    """
+
+    container: str
+    entries: int
+    places: tuple[int, ...]
+    lists: tuple[tuple[str, str], ...] = ()
+    positions: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What structural pruning does to a model.
 
@@ -53,6 +73,7 @@ class Plan:
         edits: Attributes that change.
         weights: Digest of the weights the plan was made from; empty where it does not matter.
         info: What led to the plan: target, score, versions. For people, not for replay.
+        drops: Modules that go as a whole, after everything else has been sliced.
     """
 
     model: str
@@ -61,15 +82,31 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     weights: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    drops: tuple[Drop, ...] = ()
 
-    def to_json(self) -> str:
-        """Return the plan as JSON; index runs are written as [first, last] pairs."""
-        document = {
+    @property
+    def resized(self) -> frozenset[tuple[int, int]]:
+        """Sizes of dimensions before and after."""
+        return frozenset((self.shapes[n][d], len(kept)) for n, dims in self.kept.items() for d, kept in dims.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; index runs are written as [first, last] pairs."""
+        return {
             "format": FORMAT,
             "model": self.model,
             "weights": self.weights,
             "info": dict(self.info),
             "edits": [{"module": e.module, "attribute": e.attribute, "old": e.old, "new": e.new} for e in self.edits],
+            "drops": [
+                {
+                    "container": d.container,
+                    "entries": d.entries,
+                    "places": list(d.places),
+                    "lists": [list(pair) for pair in d.lists],
+                    "positions": [list(pair) for pair in d.positions],
+                }
+                for d in self.drops
+            ],
             "tensors": {
                 name: {
                     "shape": list(self.shapes[name]),
@@ -78,7 +115,10 @@ class Plan:
                 for name, dims in self.kept.items()
             },
         }
-        return json.dumps(document, indent=1)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str, source: str = "plan") -> Plan:
@@ -87,8 +127,16 @@ class Plan:
         Raises:
             PlanError: When it is not one; names the field.
         """
+        return cls.from_dict(_parsed(text, source), source)
+
+    @classmethod
+    def from_dict(cls, document: Any, source: str = "plan") -> Plan:
+        """Read a plan from plain values; nothing in it is trusted.
+
+        Raises:
+            PlanError: When it is not one; names the field.
+        """
         try:
-            document = json.loads(text)
             if document["format"] != FORMAT:
                 raise PlanError(f"{source}: plan format {document['format']!r} is not {FORMAT}, the one this reads")
             shapes, kept = {}, {}
@@ -102,7 +150,10 @@ class Plan:
             for edit in edits:
                 if not _is_size(edit.old) or not _is_size(edit.new):
                     raise PlanError(f"{source}: edit of {edit.module}.{edit.attribute} is not a size: {edit.new!r}")
-            return cls(str(document["model"]), shapes, kept, edits, str(document["weights"]), dict(document["info"]))
+            drops = tuple(_drop(source, entry) for entry in document.get("drops", []))
+            return cls(
+                str(document["model"]), shapes, kept, edits, str(document["weights"]), dict(document["info"]), drops
+            )
         except PlanError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
@@ -110,19 +161,19 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write ``plan.json`` atomically."""
-        write_atomic(Path(path), self.to_json().encode())
+        save_plans(path, [self])
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read ``plan.json``.
+        """Read a ``plan.json`` that holds one plan.
 
         Raises:
-            PlanError: When the file is missing or no plan.
+            PlanError: When the file is missing, no plan, or several.
         """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path}: cannot be read: {error}") from error
+        plans = load_plans(path)
+        if len(plans) != 1:
+            raise PlanError(f"{path}: holds {len(plans)} plans, carried out one after the other; use load_plans")
+        return plans[0]
 
     def check(self, model: nn.Module, *, weights: bool = False) -> None:
         """Refuse a model that the plan was not made for.
@@ -145,6 +196,8 @@ class Plan:
                     f"{name} has shape {tuple(tensors[name].shape)}, the plan was made for {shape}"
                     + ("; the model has been pruned already" if _is_pruned(tensors[name], self.kept[name]) else "")
                 )
+        for drop in self.drops:
+            _check_drop(model, drop)
         for edit in self.edits:
             owner, attribute = owner_of(model, edit)
             if getattr(owner, attribute) != edit.old and list_of(getattr(owner, attribute)) != list_of(edit.old):
@@ -158,17 +211,62 @@ class Plan:
                 "Load the weights it was made from, or plan again"
             )
 
-    def apply_(self, model: nn.Module) -> Undo:
+    def apply_(self, model: nn.Module, ready: Mapping[str, Tensor] | None = None) -> Undo:
         """Shrink a model as planned, in place; parameters keep their identity.
+
+        Args:
+            model: The model.
+            ready: What an earlier application of the same plan has cut out, by tensor name.
 
         Raises:
             PlanError: When the model is not the one the plan was made for; it is untouched then.
         """
         self.check(model)
-        undo = slice_(model, self.kept)
+        undo = slice_(model, self.kept, ready)
         for edit in self.edits:
             undo.set(*owner_of(model, edit), like(edit.old, edit.new))
+        for drop in self.drops:
+            drop_(model, drop, undo)
         return undo
+
+
+def save_plans(path: str | Path, plans: Sequence[Plan]) -> None:
+    """Write ``plan.json`` atomically: one plan, or several that were carried out one after the other.
+
+    Raises:
+        PlanError: When there is none.
+    """
+    if not plans:
+        raise PlanError(f"{path}: there is no plan to write")
+    steps = [plan.to_dict() for plan in plans]
+    document = steps[0] if len(steps) == 1 else {"format": FORMAT, "steps": steps}
+    write_atomic(Path(path), json.dumps(document, indent=1).encode())
+
+
+def load_plans(path: str | Path) -> tuple[Plan, ...]:
+    """Read the plans of a ``plan.json``, in the order in which they were carried out.
+
+    Raises:
+        PlanError: When the file is missing or no plan.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    document = _parsed(text, str(path))
+    steps = document.get("steps") if isinstance(document, dict) else None
+    if steps is None:
+        return (Plan.from_dict(document, str(path)),)
+    if not isinstance(steps, list) or not steps:
+        raise PlanError(f"{path}: not a plan: steps is no list of plans")
+    return tuple(Plan.from_dict(step, f"{path}: step {i}") for i, step in enumerate(steps))
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise PlanError(f"{source}: not a plan: {type(error).__name__}: {error}") from error
 
 
 class Undo:
@@ -209,13 +307,21 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tenso
     return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
-def slice_(model: nn.Module, kept: Kept) -> Undo:
-    """Shrink tensors in place, gradients with them. Tied names share one tensor and shrink once."""
+def slice_(model: nn.Module, kept: Kept, ready: Mapping[str, Tensor] | None = None) -> Undo:
+    """Shrink tensors in place, gradients with them. Tied names share one tensor and shrink once.
+
+    Args:
+        model: The model.
+        kept: Kept indices.
+        ready: Tensors that have been cut out before, by name.
+    """
     undo = Undo()
+    ready = ready or {}
     tensors = {n: t for names, t, _ in owned_tensors(model) for n in names}
     try:
         for name, dims in kept.items():
-            _replace(undo, tensors[name], slice_tensor(tensors[name], dims), dims)
+            small = ready[name] if name in ready else slice_tensor(tensors[name], dims)
+            _replace(undo, tensors[name], small, dims)
     except BaseException:
         undo.revert()
         raise
@@ -235,6 +341,63 @@ def _replace(undo: Undo, tensor: Tensor, small: Tensor, dims: Mapping[int, NDArr
     tensor.data = small
     if grad is not None:
         tensor.grad = slice_tensor(grad, dims)
+
+
+def drop_(model: nn.Module, drop: Drop, undo: Undo) -> None:
+    """Take entries out of a container, and count those that stay anew."""
+    container = model.get_submodule(drop.container)
+    before = dict(container._modules)
+    kept = [(key, entry) for i, (key, entry) in enumerate(before.items()) if i not in drop.places]
+    numbered = all(key == str(i) for i, key in enumerate(before))
+
+    def fill(entries: list[tuple[str, nn.Module | None]]) -> None:
+        container._modules.clear()
+        container._modules.update(entries)
+
+    places = {id(entry): i for i, entry in enumerate(before.values())}
+    fill([(str(i) if numbered else key, entry) for i, (key, entry) in enumerate(kept)])
+    undo.add(lambda: fill(list(before.items())))
+    for name, attribute in drop.lists:
+        owner, last = owner_of(model, Edit(name, attribute, None, None))
+        items = getattr(owner, last)
+        undo.set(owner, last, type(items)(item for i, item in enumerate(items) if i not in drop.places))
+    for path, attribute in drop.positions:
+        for new, (_, entry) in enumerate(kept):
+            if entry is not None:
+                owner = entry.get_submodule(path)
+                undo.set(owner, attribute, getattr(owner, attribute) + new - places[id(entry)])
+
+
+def _check_drop(model: nn.Module, drop: Drop) -> None:
+    """Refuse a model without such a container, or with another number of entries.
+
+    Raises:
+        PlanError: Names the container or the attribute.
+    """
+    try:
+        container = model.get_submodule(drop.container)
+    except AttributeError:
+        container = None
+    if not isinstance(container, nn.ModuleList | nn.Sequential):
+        raise PlanError(f"the plan takes entries out of {drop.container!r}, which is no list of modules here")
+    if len(container) != drop.entries:
+        raise PlanError(
+            f"{drop.container} has {len(container)} entries, the plan was made for {drop.entries}"
+            + ("; the model has been pruned already" if len(container) == drop.entries - len(drop.places) else "")
+        )
+    for name, attribute in drop.lists:
+        owner, last = owner_of(model, Edit(name, attribute, None, None))
+        items = getattr(owner, last)
+        if not isinstance(items, list | tuple) or len(items) != drop.entries:
+            raise PlanError(f"{name}.{attribute} is no list of {drop.entries} items, as the plan expects")
+    for path, attribute in drop.positions:
+        for entry in container:
+            try:
+                value = getattr(entry.get_submodule(path), attribute)
+            except AttributeError:
+                value = None
+            if type(value) is not int:
+                raise PlanError(f"{drop.container}: an entry has no whole number {path}.{attribute}")
 
 
 def owner_of(model: nn.Module, edit: Edit) -> tuple[Any, str]:
@@ -300,6 +463,23 @@ def _indices(where: str, runs: Sequence[Sequence[int]], size: int) -> NDArray[np
     if not out:
         raise PlanError(f"{where}: a dimension would keep no index")
     return np.concatenate(out)
+
+
+def _drop(source: str, entry: Mapping[str, Any]) -> Drop:
+    """Read a drop; nothing in it is trusted."""
+    entries, places = entry["entries"], entry["places"]
+    pairs = {
+        key: tuple((str(module), str(attribute)) for module, attribute in entry[key]) for key in ("lists", "positions")
+    }
+    drop = Drop(str(entry["container"]), entries, tuple(places), pairs["lists"], pairs["positions"])
+    ascending = all(type(p) is int for p in places) and list(places) == sorted(set(places))
+    if type(entries) is not int or not ascending or not places or not 0 <= places[0] <= places[-1] < entries:
+        raise PlanError(f"{source}: {drop.container}: places {places!r} do not ascend within {entries!r} entries")
+    if len(places) == entries:
+        raise PlanError(f"{source}: {drop.container}: a container would keep no entry")
+    if any(part.startswith("__") for _, a in (*drop.lists, *drop.positions) for part in a.split(".")):
+        raise PlanError(f"{source}: {drop.container}: an attribute of the language is no list of blocks")
+    return drop
 
 
 def _is_size(value: Any) -> bool:

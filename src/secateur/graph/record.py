@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.labels import Axes, Ledger
+from secateur.graph.trees import tensors
 
 if TYPE_CHECKING:
     from secateur.graph.rules import Rules
@@ -240,7 +241,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storage: dict[int, int] = {}
         self._owner: dict[int, int] = {}
         self._data: list[Tensor] = []
-        self._watch = Watch(self.escape, self.sized)
+        self._watch: Watch | None = None
 
     def add_leaves(self, model: nn.Module) -> None:
         """Label every tensor the model owns."""
@@ -310,6 +311,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         """Start recording."""
+        self._watch = Watch(self.escape, self.sized)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -317,7 +319,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Stop recording; data that the forward put in place of a leaf's own is taken out again."""
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            self._watch = None  # it refers back; left alone, such circles keep whole models until they are collected
         for leaf, data in zip(self.leaves, self._data, strict=True):
             if has_storage(data) and leaf.tensor.untyped_storage()._cdata != data.untyped_storage()._cdata:
                 leaf.tensor.data = data
@@ -499,7 +503,7 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     except (GraphError, KeyboardInterrupt):
         raise
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors((args, kwargs)))
         raise GraphError(
             f"the model's own forward fails on the example inputs (tensors of shape {shapes or 'none'}): "
             f"{type(error).__name__}: {str(error)[:300]}. Give inputs that model(*inputs) accepts"

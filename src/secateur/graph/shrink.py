@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,8 @@ from secateur.graph.native import native_edits
 from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, owner_of, slice_
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
-from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.values import Probe
+from secateur.graph.verify import Proof, compare, run_reference, run_small
 from secateur.graph.where import first_difference
 
 Choice = Callable[[Coupling], NDArray[np.bool_]]
@@ -195,33 +195,43 @@ def _prove(  # noqa: PLR0913
         The proof; the module where they part, if they do; a better trace where unseen inputs took another way.
     """
     removed = ~alive
+    ready = {leaf.name: leaf.tensor.data for leaf in recorded.leaves if leaf.name in plan.kept}
     undo.revert()
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
-    examples = list(recorded.examples)
-    reference, normalised, touched = run_reference(model, examples, recorded.leaves, removed, probe, rules)
     made_up = unseen(first)
-    for other in (other_batch(made_up), made_up):
-        if other is None:
+    tries = [e for e in (other_batch(made_up), made_up) if e is not None]
+    examples = list(recorded.examples)
+    normalised: dict[str, int] = {}
+    difference, scale = 0.0, 0.0
+    for number, example in enumerate([*tries, *recorded.examples]):  # one at a time: outputs can be large
+        extra = number < len(tries)
+        if extra and len(examples) > len(recorded.examples):
             continue
-        # Some models refuse made-up inputs (another batch size, a missing end-of-sentence token).
-        with suppress(GraphError):
-            extra, _, used = run_reference(model, [other], recorded.leaves, removed, probe, rules)
-            examples.append(other)
-            reference += extra
-            touched |= used
-            break
-    if not touched <= recorded.touched:
-        again = trace(model, [e for e in examples if e.flip is None], exact=exact, rules=rules)
-        return Proof(float("inf"), 0.0, 0, {}), None, again
-    fresh = plan.apply_(model)
-    undo.add(fresh.revert)
-    try:
-        small = run_small(model, examples, recorded.leaves, plan.kept, probe)
-        difference, scale = compare(reference, small)
-    except GraphError:
-        raise
-    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
-        difference, scale = float("inf"), 0.0
+        undo.revert()
+        try:
+            reference, counts, used = run_reference(model, [example], recorded.leaves, removed, probe, rules)
+        except GraphError:
+            if not extra:
+                raise
+            continue  # some models refuse made-up inputs (another batch size, a missing end-of-sentence token)
+        if extra:
+            examples.append(example)
+            counts = {}
+        if not used <= recorded.touched:
+            again = trace(model, [e for e in examples if e.flip is None], exact=exact, rules=rules)
+            return Proof(float("inf"), 0.0, 0, {}), None, again
+        normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
+        undo.add(plan.apply_(model, ready).revert)
+        try:
+            small = run_small(model, [example], recorded.leaves, plan.kept, probe)
+            gap, size = compare(reference, small, plan.resized)
+            del small
+        except GraphError:
+            raise
+        except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
+            gap, size = float("inf"), 0.0
+        del reference
+        difference, scale = max(difference, gap), max(scale, size)
     proof = Proof(difference, scale, len(examples), normalised)
     if proof.equal:
         return proof, None, None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,20 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import GraphError
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Ledger
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.plan import Kept, slice_tensor
+from secateur.graph.plan import Kept
 from secateur.graph.record import Leaf, Recorder, Watch, bind, module_stack, op_name, quiet_forward
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
+from secateur.graph.values import LOOKUP, Float64, Probe, in_float64
 
 TOLERANCE = 1e-10
 """Largest difference allowed, relative to the largest output (or 1): rounding of float64 and no more."""
+
+_PIECE = 1 << 20
+"""Outputs are compared this many elements at a time, which takes less memory."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Proof:
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
         level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
+        bypassed: Whole blocks that are gone; the dense model let its stream pass by them.
     """
 
     difference: float
@@ -45,6 +49,7 @@ class Proof:
     inputs: int
     normalised: Mapping[str, int]
     level: str = "values"
+    bypassed: int = 0
 
     @property
     def equal(self) -> bool:
@@ -60,6 +65,7 @@ class Proof:
             "scale": self.scale,
             "inputs": self.inputs,
             "normalised": dict(self.normalised),
+            "bypassed": self.bypassed,
         }
 
     def __str__(self) -> str:
@@ -68,76 +74,11 @@ class Proof:
         verdict = "equal to" if self.equal else "NOT equal to"
         over = sum(self.normalised.values())
         note = f"; {over} normalisations run over kept channels" if over else ""
+        how = f"bypassing {self.bypassed} blocks" if self.bypassed else "with its pruned weights at zero"
         return (
-            f"{verdict} the dense model with its pruned weights at zero: largest difference {self.difference:.1e} of "
+            f"{verdict} the dense model {how}: largest difference {self.difference:.1e} of "
             f"{self.scale:.3g}, in float64, on {self.inputs} input{'s' if self.inputs != 1 else ''}{note}"
         )
-
-
-class Probe:
-    """Float64 values for the tensors of a model, those that are constant made distinct.
-
-    A scale that is 1 everywhere, or a branch that starts at 0, would hide a mistake from any comparison. Both models
-    are therefore run with the same values, in which such tensors differ from index to index.
-
-    Args:
-        dense: The tensors before pruning.
-        distinct: Whether to change constant tensors; off where two models bring values of their own.
-    """
-
-    def __init__(self, dense: Sequence[Tensor], *, distinct: bool = True) -> None:
-        self._dense = dense
-        self._distinct = distinct
-
-    def value(self, index: int) -> Tensor:
-        """Return a leaf's values in float64 (integers as they are), dense."""
-        tensor = self._dense[index]
-        if not tensor.is_floating_point():
-            return tensor
-        value = tensor.double()
-        if self._distinct and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
-            generator = torch.Generator().manual_seed(index)
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            value = value * (1 + 0.25 * noise) + 0.05 * noise
-        return value
-
-
-class _Float64:
-    """Runs operators in float64, whatever the dtype of what the code passes."""
-
-    def __init__(self, leaf_value: Callable[[Tensor], Tensor | None]) -> None:
-        self._leaf_value = leaf_value
-        self._shadow = WeakIdKeyDictionary()
-
-    def seen(self, tensor: Tensor) -> Tensor:
-        """Return the values that Python code should read from a tensor."""
-        known = self._shadow.get(tensor)  # type: ignore[no-untyped-call]
-        found = self._leaf_value(tensor) if known is None else known
-        return tensor if found is None else found
-
-    def promote(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Replace tensors and dtypes of a call by their float64 forms."""
-        writes = func._schema.is_mutable
-
-        def one(value: Any) -> Any:
-            if isinstance(value, torch.dtype):
-                return torch.float64 if value.is_floating_point else value
-            if not isinstance(value, Tensor):
-                return value
-            known = self._shadow.get(value)  # type: ignore[no-untyped-call]
-            if known is not None:
-                return known
-            found = self._leaf_value(value)
-            if found is not None:
-                return found
-            if value.is_floating_point() and value.dtype != torch.float64:
-                promoted = value.double()
-                if writes:
-                    self._shadow[value] = promoted
-                return promoted
-            return value
-
-        return tree_map(one, args), tree_map(one, kwargs)
 
 
 class Reference(Recorder):  # type: ignore[no-untyped-call]
@@ -158,7 +99,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         super().__init__(ledger, rules, keep_ops=False)
         self.adopt(leaves)
         self._removed = removed
-        self._values = _Float64(self._leaf_value)
+        self._values = Float64()
         self._probe = probe
         self.normalised: dict[str, int] = {}
 
@@ -167,15 +108,34 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         if index < 0:
             return None
         value = self._probe.value(index)
-        for part in self.leaves[index].axes.parts:
-            gone = np.flatnonzero(self._removed[part.labels])
-            if gone.size and value.is_floating_point():
-                value = value.index_fill(part.dims[0], torch.from_numpy(gone).to(value.device), 0.0)
+        for dim, gone in self._gone(index) if value.is_floating_point() else ():
+            value.index_fill_(dim, gone.to(value.device), 0.0)
         return value
+
+    def _gone(self, index: int) -> list[tuple[int, Tensor]]:
+        """Return the removed indices of every dimension of a leaf that loses some."""
+        flags = ((part.dims[0], self._removed[part.labels]) for part in self.leaves[index].axes.parts)
+        return [(dim, torch.from_numpy(np.flatnonzero(gone))) for dim, gone in flags if gone.any()]
+
+    def _rows(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Look rows of a leaf up before they become float64, which changes no value and spares copying the table."""
+        index = self.leaf_index(args[0]) if op_name(func) == LOOKUP else -1
+        if index < 0 or self._probe.changed(index):
+            return None
+        gone = self._gone(index)
+        if any(dim == 0 for dim, _ in gone):
+            return None
+        rows = self._values.look_up(func, self._probe.dense(index), args, kwargs, self._leaf_value)
+        for _, lost in gone:
+            rows.index_fill_(-1, lost.to(rows.device), 0.0)
+        return rows
 
     def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute in float64; where statistics meet removed channels, over the kept ones."""
-        new_args, new_kwargs = self._values.promote(func, args, kwargs)
+        rows = self._rows(func, args, kwargs)
+        if rows is not None:
+            return rows
+        new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
         name = op_name(func)
         if name in _COMPACT:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -190,7 +150,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
 
     def escape(self, tensor: Tensor, how: str) -> Tensor:
         """Return the values that Python code should read."""
-        return self._values.seen(tensor)
+        return self._values.seen(tensor, self._leaf_value)
 
     def _kept(self, tensor: Tensor) -> dict[int, Tensor]:
         axes: Axes = self.axes(tensor)
@@ -205,22 +165,30 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
 
 
 class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs the pruned model on the same float64 values."""
+    """Runs the pruned model on the same float64 values.
 
-    def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe) -> None:
+    Args:
+        leaves: The model's tensors.
+        kept: Kept indices.
+        probe: Values.
+        held: What the pruned model's tensors hold.
+    """
+
+    def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe, held: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._index: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._leaves, self._kept, self._probe = leaves, kept, probe
+        self._leaves, self._kept, self._probe, self._held = leaves, kept, probe, held
         self._storage: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
             self._index[leaf.tensor] = i
             storage = leaf.tensor.untyped_storage()._cdata
             self._storage[storage] = -1 if storage in self._storage else i
-        self._values = _Float64(self._leaf_value)
-        self._watch = Watch(lambda tensor, _: self._values.seen(tensor))
+        self._values = Float64()
+        self._watch: Watch | None = None
 
     def __enter__(self) -> Self:
         """Start."""
+        self._watch = Watch(lambda tensor, _: self._values.seen(tensor, self._leaf_value))
         self._watch.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -228,23 +196,33 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Stop."""
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            self._watch = None
 
-    def _leaf_value(self, tensor: Tensor) -> Tensor | None:
+    def _find(self, tensor: Tensor) -> int:
         index = self._index.get(tensor)  # type: ignore[no-untyped-call]
         if index is None:
             index = self._storage.get(tensor.untyped_storage()._cdata, -1)
             if index < 0 or self._leaves[index].tensor.shape != tensor.shape:
-                return None
-        leaf = self._leaves[index]
-        value = self._probe.value(index)
-        return slice_tensor(value, self._kept[leaf.name]) if leaf.name in self._kept else value
+                return -1
+        return int(index)
+
+    def _leaf_value(self, tensor: Tensor) -> Tensor | None:
+        index = self._find(tensor)
+        if index < 0:
+            return None
+        return self._probe.small(index, self._held[index], self._kept.get(self._leaves[index].name, {}))
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute in float64."""
-        new_args, new_kwargs = self._values.promote(func, args, kwargs or {})
+        if op_name(func) == LOOKUP:
+            index = self._find(args[0])
+            if index >= 0 and not self._probe.changed(index):
+                return self._values.look_up(func, self._held[index], args, kwargs or {}, self._leaf_value)
+        new_args, new_kwargs = self._values.promote(func, args, kwargs or {}, self._leaf_value)
         return compute(func, new_args, new_kwargs)
 
 
@@ -259,29 +237,6 @@ def compute(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
                 out[low:high] = a[low:high] @ b[expert]
             return out
     return func(*args, **kwargs)
-
-
-@contextmanager
-def in_float64(leaves: Sequence[Leaf]) -> Iterator[None]:
-    """Make new tensors float64, and the model's own tensors look it.
-
-    Python code and composite operators compare dtypes before any operator is dispatched. Each leaf therefore stands
-    for a float64 tensor of its shape that takes no memory; its values are put in where an operator uses it.
-    """
-    before = torch.get_default_dtype()
-    held: list[tuple[Tensor, Tensor]] = []
-    torch.set_default_dtype(torch.float64)
-    try:
-        for leaf in leaves:
-            if leaf.tensor.is_floating_point():
-                held.append((leaf.tensor, leaf.tensor.data))
-                empty = torch.zeros((), dtype=torch.float64, device=leaf.tensor.device)
-                leaf.tensor.data = empty.expand(leaf.tensor.shape)
-        yield
-    finally:
-        for tensor, data in held:
-            tensor.data = data
-        torch.set_default_dtype(before)
 
 
 def run_reference(
@@ -320,35 +275,53 @@ def run_small(
     """Run the pruned model on each example; return output leaves per example."""
     outputs = []
     for example in examples:
-        with preserved(model), quiet_forward(model), in_float64(leaves), Small(leaves, kept, probe):
+        with preserved(model), quiet_forward(model), in_float64(leaves) as held, Small(leaves, kept, probe, held):
             out = example.double().run(model)
         outputs.append(fixed_outputs(out))
     return outputs
 
 
-def compare(reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]]) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest absolute output; infinite where they do not match."""
+def compare(
+    reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]], resized: Collection[tuple[int, int]] = ()
+) -> tuple[float, float]:
+    """Return the largest absolute difference and the largest absolute output; infinite where they do not match.
+
+    Args:
+        reference: Output leaves of the masked dense model, per example.
+        small: Those of the pruned one.
+        resized: Sizes before and after: a whole number among the outputs may be one of these.
+    """
     worst, scale = 0.0, 0.0
     for ours, theirs in zip(small, reference, strict=True):
         if len(ours) != len(theirs):
             return float("inf"), scale
         for a, b in zip(ours, theirs, strict=True):
             if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-                if type(a) is not type(b):
+                if type(a) is not type(b) or (isinstance(a, int | str) and a != b and (b, a) not in resized):
                     return float("inf"), scale
+                if isinstance(a, float | complex) and a != b and not (a != a and b != b):
+                    worst, scale = max(worst, abs(a - b)), max(scale, abs(b))
                 continue
             if a.shape != b.shape:
                 return float("inf"), scale
             if not a.numel():
                 continue
-            if not (a.is_floating_point() or a.is_complex()):
-                worst = max(worst, 0.0 if bool((a == b).all()) else float("inf"))
-                continue
-            same_nan = bool((torch.isnan(a) == torch.isnan(b)).all())
-            gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(0.0, posinf=float("inf"))
-            worst = max(worst, float(gap.max()) if same_nan else float("inf"))
-            finite = b.abs()[torch.isfinite(b)]
-            scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
+            gap, size = _apart(a, b)
+            worst, scale = max(worst, gap), max(scale, size)
+    return worst, scale
+
+
+def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the largest difference of two tensors of one shape, and the largest finite size of the second."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if bool((a == b).all()) else float("inf"), 0.0
+    worst, scale = 0.0, 0.0
+    for x, y in zip(*(torch.split(t.flatten(), _PIECE) for t in (a, b)), strict=True):
+        same_nan = bool((torch.isnan(x) == torch.isnan(y)).all())
+        gap = torch.where(x == y, 0.0, (x - y).abs()).nan_to_num(0.0, posinf=float("inf"))
+        worst = max(worst, float(gap.max()) if same_nan else float("inf"))
+        finite = y.abs()[torch.isfinite(y)]
+        scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
     return worst, scale
 
 

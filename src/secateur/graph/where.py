@@ -19,7 +19,8 @@ from secateur.graph.plan import Plan, Undo
 from secateur.graph.record import Leaf, module_stack, quiet_forward
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
-from secateur.graph.verify import Probe, Reference, Small, in_float64
+from secateur.graph.values import Probe, in_float64
+from secateur.graph.verify import Reference, Small
 
 Print = tuple[str, list[tuple[float, float]]]
 
@@ -41,10 +42,10 @@ def first_difference(
     names = {id(m): n for n, m in model.named_modules()}
     for example in examples:
         small: list[Print] = []
-        with preserved(model), quiet_forward(model), in_float64(leaves):
+        with preserved(model), quiet_forward(model), in_float64(leaves) as held:
             handle = register_module_forward_hook(_printer(names, small, None))
             try:
-                with Small(leaves, plan.kept, probe):
+                with Small(leaves, plan.kept, probe, held):
                     example.double().run(model)
             except Exception:  # noqa: BLE001 - the place it stopped is the answer
                 pass

@@ -1,7 +1,9 @@
-"""What is removed together: single weights, N of every M, blocks, output channels."""
+"""What is removed together: single weights, N of every M, blocks, output channels; whole experts and layers."""
 
 from secateur.patterns.block import Block
 from secateur.patterns.channel import Channel
+from secateur.patterns.expert import Expert
+from secateur.patterns.layer import Layer
 from secateur.patterns.nm import NM
 from secateur.patterns.unstructured import Unstructured
 from secateur.registry import Registry
@@ -11,4 +13,6 @@ PATTERNS = Registry(
     {"unstructured": Unstructured, "nm": NM, "block": Block, "channel": Channel},
 )
 
-__all__ = ["NM", "PATTERNS", "Block", "Channel", "Unstructured"]
+UNIT_PATTERNS = Registry("unit pattern", {"expert": Expert, "layer": Layer})
+
+__all__ = ["NM", "PATTERNS", "UNIT_PATTERNS", "Block", "Channel", "Expert", "Layer", "Unstructured"]

@@ -6,6 +6,7 @@ Element scores rate single weights; group scores rate whole coupled units (chann
 from secateur.registry import Registry
 from secateur.scores.activation_statistic import ActivationStatistic
 from secateur.scores.activation_taylor import ActivationTaylor
+from secateur.scores.block_influence import BlockInfluence
 from secateur.scores.coupled import Coupled
 from secateur.scores.geometric_median import GeometricMedian
 from secateur.scores.gradient import WeightGradient
@@ -29,6 +30,7 @@ GROUP_SCORES = Registry(
         "activation_taylor": ActivationTaylor,
         "activation": ActivationStatistic,
         "sensitivity": Sensitivity,
+        "block_influence": BlockInfluence,
     },
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "SCORES",
     "ActivationStatistic",
     "ActivationTaylor",
+    "BlockInfluence",
     "Coupled",
     "GeometricMedian",
     "Lamp",

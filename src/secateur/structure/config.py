@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from operator import ne
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from secateur.graph.plan import Edit, Undo
+from secateur.graph.plan import Drop, Edit, Undo
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
+from secateur.graph.trees import tensors
 from secateur.structure.inputs import Inputs
 
 _HEAD_SIZE = ("head_dim", "d_kv", "attention_head_size", "kv_channels")
@@ -23,7 +24,7 @@ _MOST_BUILDS = 200
 
 
 def update_config(
-    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], inputs: Inputs, undo: Undo
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], inputs: Inputs, undo: Undo, drops: Sequence[Drop] = ()
 ) -> tuple[list[Edit], str]:
     """Bring ``model.config`` in line with a shrunk model, so that ``save_pretrained`` and ``from_pretrained`` work.
 
@@ -36,6 +37,7 @@ def update_config(
         shapes: Shapes of its tensors before, by name.
         inputs: Example inputs.
         undo: Where changes are noted.
+        drops: Blocks that were taken out.
 
     Returns:
         The edits, none where there is no configuration or it cannot express the widths; and why not, if so.
@@ -46,7 +48,7 @@ def update_config(
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     sizes: dict[int, set[int]] = {}
     for name, old in shapes.items():
-        if name in wanted:
+        if name in wanted and not drops:  # with blocks gone, names count anew
             for large, small in zip(old, wanted[name], strict=True):
                 if large != small:
                     sizes.setdefault(large, set()).add(small)
@@ -56,7 +58,9 @@ def update_config(
         "the configuration cannot express these widths, which differ between layers or break width = heads × head "
         "size; uniform=True keeps them expressible"
     )
-    for found in search.run(sizes, _ratios(shapes, wanted)):
+    if drops:
+        obstacle = "the configuration cannot express that these blocks are gone"
+    for found in search.depths(drops) if drops else search.run(sizes, _ratios(shapes, wanted)):
         mark = undo.count
         edits = _set(config, found, undo)
         if _same(before, _outputs(model, inputs)) and _same(before, _rebuilt_outputs(model, inputs)):
@@ -69,7 +73,7 @@ def update_config(
     return [], obstacle
 
 
-def _set(config: Any, found: Mapping[str, int], undo: Undo) -> list[Edit]:
+def _set(config: Any, found: Mapping[str, Any], undo: Undo) -> list[Edit]:
     edits = []
     for path, new in found.items():
         *parents, attribute = path.split(".")
@@ -87,12 +91,12 @@ def _same(before: list[Tensor], after: list[Tensor] | None) -> bool:
 
 def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """Return what the model gives that the configuration builds, with the shrunk weights."""
-    tensors = list(model.parameters())
-    if any(t.device.type == "meta" for t in tensors):
+    held = list(model.parameters())
+    if any(p.device.type == "meta" for p in held):
         return _outputs(model, inputs)
     try:
         with torch.random.fork_rng(devices=[]):
-            rebuilt = type(model)(copy.deepcopy(model.config)).to(tensors[0].device, tensors[0].dtype)
+            rebuilt = type(model)(copy.deepcopy(model.config)).to(held[0].device, held[0].dtype)
         rebuilt.load_state_dict(model.state_dict())
         return _outputs(rebuilt, inputs)
     except Exception:  # noqa: BLE001  # the user's class may refuse in any way it likes
@@ -101,7 +105,7 @@ def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with preserved(model), quiet_forward(model):
-        return [t for t in tree_leaves(model(*inputs[0], **inputs[1])) if isinstance(t, Tensor)]
+        return tensors(model(*inputs[0], **inputs[1]))
 
 
 def _ratios(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
@@ -148,6 +152,33 @@ class _Search:
             if self._builds < 2 * _MOST_BUILDS and self._misfits(trial) == 0:
                 yield trial
 
+    def depths(self, drops: Sequence[Drop]) -> Iterator[dict[str, Any]]:
+        """Yield the set of attributes to change that builds a model with fewer blocks, if there is one.
+
+        Yields:
+            Attribute paths and their new values.
+        """
+        fewer = {drop.entries: drop.entries - len(drop.places) for drop in drops}
+        chosen: dict[str, Any] = {}
+        best = self._misfits(chosen)
+        for path, value in _counts(self._config):
+            name = path.rpartition(".")[2]
+            if not any(word in name for word in ("layer", "block", "depth")):
+                continue
+            for place in range(len(value)) if isinstance(value, list | tuple) else (None,):
+                current = chosen.get(path, value)
+                old = value if place is None else value[place]
+                if old not in fewer:
+                    continue
+                new = fewer[old]
+                if place is not None:
+                    new = type(value)([*current[:place], new, *current[place + 1 :]])
+                misfits = self._misfits(chosen | {path: new})
+                if misfits < best:
+                    best, chosen = misfits, chosen | {path: new}
+        if not best:
+            yield chosen
+
     def _options(self, path: str, value: Any, sizes: Mapping[int, set[int]], pairs: list[tuple[int, int]]) -> list[int]:
         name = path.rpartition(".")[2]
         if value is None or name in _HEAD_SIZE:
@@ -159,7 +190,7 @@ class _Search:
             out |= {value * after // before for before, after in pairs if value * after % before == 0}
         return sorted((v for v in out if 0 < v < value), reverse=True)
 
-    def _misfits(self, changes: Mapping[str, int]) -> int:
+    def _misfits(self, changes: Mapping[str, Any]) -> int:
         """Return how many parameters have another shape than wanted; many when the configuration is refused."""
         self._builds += 1
         config = copy.deepcopy(self._config)
@@ -177,10 +208,23 @@ class _Search:
                 built = {name: tuple(p.shape) for name, p in self._kind(config).named_parameters()}
         except Exception:  # noqa: BLE001  # the user's class may refuse a combination in any way it likes
             return len(self._wanted) + 1
-        if built.keys() != self._wanted.keys():
-            return len(self._wanted) + 1
         # Dimensions that differ: one right number must show even where the other dimension is still wrong.
-        return sum(a != b for n, shape in built.items() for a, b in zip(shape, self._wanted[n], strict=True))
+        return len(built.keys() ^ self._wanted.keys()) + sum(
+            1 if len(shape) != len(self._wanted[n]) else sum(map(ne, shape, self._wanted[n]))
+            for n, shape in built.items()
+            if n in self._wanted
+        )
+
+
+def _counts(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the whole numbers of a configuration and of those it holds, and its lists of whole numbers."""
+    for name, value in vars(config).items():
+        if name.startswith("_") or isinstance(value, bool):
+            continue
+        if isinstance(value, int) or (isinstance(value, list | tuple) and all(type(v) is int for v in value)):
+            yield f"{prefix}{name}", value
+        elif hasattr(value, "to_dict"):
+            yield from _counts(value, f"{prefix}{name}.")
 
 
 def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from secateur.checkpoint import load_model, save_model
 from secateur.errors import CheckpointError
-from secateur.graph.plan import Plan
+from secateur.graph.plan import Plan, Undo, load_plans, save_plans
 from secateur.structure.report import ShrinkReport
 
 PLAN = "plan.json"
 MODEL = "model.safetensors"
 
 
-def save_pruned(folder: str | Path, model: nn.Module, plan: Plan | ShrinkReport) -> None:
+Planned = Plan | ShrinkReport
+
+
+def save_pruned(folder: str | Path, model: nn.Module, plans: Planned | Sequence[Planned]) -> None:
     """Write a shrunk model and its plan.
 
     Args:
         folder: Made if it is not there.
         model: The shrunk model, trained further or not.
-        plan: Its plan, or the report that holds it.
+        plans: Its plan, or the report that holds it; all of them in order where it was shrunk in several rounds.
 
     Raises:
         CheckpointError: When a file cannot be written.
@@ -31,31 +35,33 @@ def save_pruned(folder: str | Path, model: nn.Module, plan: Plan | ShrinkReport)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be made: {error}") from error
-    plan = plan.plan if isinstance(plan, ShrinkReport) else plan
+    steps = [plans] if isinstance(plans, Plan | ShrinkReport) else list(plans)
     save_model(path / MODEL, model)
-    plan.save(path / PLAN)
+    save_plans(path / PLAN, [step.plan if isinstance(step, ShrinkReport) else step for step in steps])
 
 
-def load_pruned(model: nn.Module, folder: str | Path) -> Plan:
-    """Shrink a fresh model of the original class as its plan says, and load the weights; no pickle is read.
+def load_pruned(model: nn.Module, folder: str | Path) -> tuple[Plan, ...]:
+    """Shrink a fresh model of the original class as its plans say, and load the weights; no pickle is read.
 
     Args:
         model: A model as it was before pruning; its weights do not matter.
         folder: What :func:`save_pruned` wrote.
 
     Returns:
-        The plan.
+        The plans, in the order in which they were carried out.
 
     Raises:
         PlanError: When the plan is damaged or was made for another model; the model is untouched then.
         CheckpointError: When the weights do not fit.
     """
     path = Path(folder)
-    plan = Plan.load(path / PLAN)
-    undo = plan.apply_(model)
+    plans = load_plans(path / PLAN)
+    undo = Undo()
     try:
+        for plan in plans:
+            undo.add(plan.apply_(model).revert)
         load_model(model, path / MODEL)
     except BaseException:
         undo.revert()
         raise
-    return plan
+    return plans

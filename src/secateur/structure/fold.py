@@ -81,8 +81,8 @@ class FoldReport:
         done = [layer for layer in self.layers if layer.into]
         removed, constant = (sum(getattr(x, what) for x in self.layers) for what in ("removed", "constant"))
         lines = [
-            f"folded into {len(done)} of {len(self.layers)} layers; {constant} of {removed} removed inputs were constant "
-            f"on the batches" + ("" if constant == removed else ", of the others the mean was taken")
+            f"folded into {len(done)} of {len(self.layers)} layers; {constant} of {removed} removed inputs were "
+            f"constant on the batches" + ("" if constant == removed else ", of the others the mean was taken")
         ]
         borders = [layer for layer in done if layer.uneven]
         if borders:
@@ -201,6 +201,8 @@ def fold_constants_(
 def _check(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
     """Refuse a small model that is not the dense one cut by the plan and nothing else."""
     plan.check(dense)
+    if plan.drops:
+        raise PlanError("the plan removes whole layers, which leave no constant behind in those that stay")
     if class_name(small) != class_name(dense):
         raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
     own = {n: t for names, t, _ in owned_tensors(small) for n in names}

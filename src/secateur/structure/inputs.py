@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
 from secateur.errors import GraphError
+from secateur.graph.trees import tensors
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,7 +21,7 @@ def split_inputs(example_inputs: Any) -> Inputs:
     Raises:
         GraphError: When there is no tensor in it.
     """
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(example_inputs)):
+    if not tensors(example_inputs):
         raise GraphError(
             f"example_inputs hold no tensor (got {type(example_inputs).__name__}); give what the forward takes: a "
             "tensor, a tuple of positional or a dict of keyword inputs, or (tuple, dict) for both"

@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.allocate import Layerwise
-from secateur.errors import GraphError, PatternError, TargetError
+from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
 from secateur.graph.coupling import Coupling, Group
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
 from secateur.method import Method, as_method
-from secateur.patterns import Channel
+from secateur.patterns import Channel, Layer
 from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
 from secateur.structure.inputs import split_inputs
+from secateur.structure.layers import Shortened, plan_and_shorten
 from secateur.structure.report import GroupReport, ShrinkReport
 from secateur.structure.scoring import as_group_score, unit_scores
 from secateur.structure.views import role_of
@@ -100,13 +101,14 @@ def plan_and_shrink(
     *,
     loss_fn: LossFn | None = None,
     batches: Batches | None = None,
-) -> tuple[Shrunk, ShrinkReport]:
+) -> tuple[Shrunk | Shortened, ShrinkReport]:
     """Shrink a model by a method; see :func:`make_plan`. ``Shrunk.undo`` puts it back."""
     if isinstance(method, Target):
         method = Method(target=method, pattern=Channel())
     method = as_method(method)
-    if not isinstance(method.pattern, Channel):
-        raise PatternError(f"structural pruning removes whole units: the pattern must be Channel, got {method.pattern}")
+    _check_method(method)
+    if isinstance(method.pattern, Layer):
+        return plan_and_shorten(model, method, example_inputs, loss_fn=loss_fn, batches=batches)
     refuse_unsupported(model)
     args, kwargs = split_inputs(example_inputs)
     chooser = _Chooser(model, method, how, loss_fn, batches)
@@ -121,6 +123,25 @@ def plan_and_shrink(
         report.plan, info={"target": {goal.kind: goal.value}, "score": str(method.score), "align": how.align}
     )
     return shrunk, replace(report, plan=plan, target=goal.kind, asked=goal.value, achieved=achieved, config=obstacle)
+
+
+def _check_method(method: Method) -> None:
+    """Refuse what structural pruning cannot take from a method.
+
+    Raises:
+        PatternError: For patterns of single weights.
+        RecipeError: For overrides.
+    """
+    if not isinstance(method.pattern, Channel | Layer):
+        raise PatternError(
+            "structural pruning removes whole units: the pattern must be Channel, Expert or Layer, got "
+            f"{method.pattern}"
+        )
+    if method.overrides:
+        raise RecipeError(
+            "overrides are sparsities of single weights, which coupled units do not have: leave layers alone with "
+            "exclude = [...], or prune them in a call of their own with include = [...]"
+        )
 
 
 def report_of(shrunk: Shrunk, skipped: dict[str, str]) -> ShrinkReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,25 @@ def slice_state(optimizer: Optimizer, model: nn.Module, plan: Plan, undo: Undo) 
         undo.add(lambda state=state, key=key, before=before: state.__setitem__(key, before))  # type: ignore[misc]
 
 
+def forget(optimizer: Optimizer, gone: Collection[nn.Parameter], undo: Undo) -> None:
+    """Take parameters that left the model out of an optimizer, with their state.
+
+    Args:
+        optimizer: The optimizer.
+        gone: The parameters.
+        undo: Where changes are noted.
+    """
+    left = {id(p) for p in gone}
+    for group in optimizer.param_groups:
+        before = group["params"]
+        group["params"] = [p for p in before if id(p) not in left]
+        undo.add(lambda group=group, before=before: group.__setitem__("params", before))  # type: ignore[misc]
+    for parameter in gone:
+        if parameter in optimizer.state:
+            state = optimizer.state.pop(parameter)
+            undo.add(lambda p=parameter, state=state: optimizer.state.__setitem__(p, state))  # type: ignore[misc]
+
+
 def _cut(name: str, key: str, value: Tensor, shape: tuple[int, ...], dims: Dims) -> Tensor:
     if tuple(value.shape) == shape:
         return slice_tensor(value, dims)
@@ -66,4 +85,4 @@ def _cut(name: str, key: str, value: Tensor, shape: tuple[int, ...], dims: Dims)
     )
 
 
-__all__ = ["Kept", "slice_state"]
+__all__ = ["Kept", "forget", "slice_state"]

@@ -14,7 +14,9 @@ from secateur.graph.labels import Axes
 from secateur.graph.plan import Plan, class_name
 from secateur.graph.record import Leaf, owned_tensors
 from secateur.graph.rules import RULES
-from secateur.graph.verify import Probe, Proof, compare, run_reference, run_small
+from secateur.graph.shorten import blocks_of, prove_bypassed
+from secateur.graph.values import Probe
+from secateur.graph.verify import Proof, compare, run_reference, run_small
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import ShrinkReport
 
@@ -22,7 +24,8 @@ from secateur.structure.report import ShrinkReport
 def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan | ShrinkReport) -> Proof:
     """Compare a shrunk model with the dense one whose pruned weights are zero, in float64, on two inputs.
 
-    Statistics of normalisation layers run over the kept channels in both. The second input has the shapes of the
+    Where whole blocks are gone, the dense model bypasses them. Statistics of normalisation layers run over the kept
+    channels in both. The second input has the shapes of the
     first and other values.
 
     Args:
@@ -44,6 +47,8 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
         raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
     args, kwargs = split_inputs(example_inputs)
     example = Example(args, kwargs)
+    if plan.drops:
+        return prove_bypassed(dense, small, example, blocks_of(dense, plan, example))
     recorded = trace(dense, [example])
     removed = np.zeros(recorded.ledger.count, dtype=bool)
     for leaf in recorded.leaves:
@@ -58,5 +63,5 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
     reference, normalised, _ = run_reference(dense, examples, recorded.leaves, removed, probe, RULES)
     leaves = [Leaf(tuple(names), tensor, Axes(tensor.shape), kind) for names, tensor, kind in owned_tensors(small)]
     own = Probe([leaf.tensor.detach() for leaf in leaves], distinct=False)
-    difference, scale = compare(reference, run_small(small, examples, leaves, {}, own))
+    difference, scale = compare(reference, run_small(small, examples, leaves, {}, own), plan.resized)
     return Proof(difference, scale, len(examples), normalised)

@@ -19,10 +19,10 @@ from secateur.select import check_scores
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches, Collected, collect
 from secateur.structure.views import group_view, role_of
-from secateur.types import GroupScore, Pattern, Score
+from secateur.types import GroupScore, Pattern, Score, UnitPattern
 
 
-def as_group_score(score: Score | GroupScore, pattern: Pattern) -> GroupScore:
+def as_group_score(score: Score | GroupScore, pattern: Pattern | UnitPattern) -> GroupScore:
     """Take an element score for its aggregate over everything coupled to a unit."""
     if isinstance(score, GroupScore):
         return score
@@ -106,9 +106,9 @@ class _Coupled:
                 self._score.over != "all" and self._score.over != role_of(self._model, member.name, member.dim, shape)
             ):
                 continue
-            owned = np.flatnonzero(member.unit >= 0)
-            order = owned[np.argsort(member.unit[owned], kind="stable")]
-            picked = self._rows[member.name, member.dim][torch.from_numpy(order)].reshape(group.units, -1)
+            picked = self._rows[member.name, member.dim][torch.from_numpy(member.places.by_unit)].reshape(
+                group.units, -1
+            )
             merged = picked.amax(1) if self._score.reduce_by == "max" else picked.sum(1)
             partials.append((merged, picked.shape[1] * (math.prod(shape) // shape[member.dim])))
         return self._score.combined(partials)

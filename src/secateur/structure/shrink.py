@@ -18,8 +18,9 @@ from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.from_masks import dead_units
 from secateur.structure.inputs import split_inputs
+from secateur.structure.layers import Shortened, replay_drops
 from secateur.structure.make import Structural, plan_and_shrink, report_of
-from secateur.structure.optimizer import slice_state
+from secateur.structure.optimizer import forget, slice_state
 from secateur.structure.report import ShrinkReport
 from secateur.targets import Target
 from secateur.types import Tensors
@@ -80,8 +81,13 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         extra = Undo()
         shrunk.undo.add(extra.revert)
         if optimizer is not None:
-            plan = report.plan
-            _with_dense_shapes(model, shrunk, lambda: slice_state(optimizer, model, plan, extra))
+            plan, left = report.plan, {id(p) for p in model.parameters()}
+
+            def follow() -> None:
+                slice_state(optimizer, model, plan, extra)
+                forget(optimizer, [p for p in model.parameters() if id(p) not in left], extra)
+
+            _with_dense_shapes(model, shrunk, follow)
         if averaged is not None:
             refuse_unsupported(averaged)
             extra.add(report.plan.apply_(averaged).revert)
@@ -91,7 +97,7 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
     return report
 
 
-def _with_dense_shapes(model: nn.Module, shrunk: Shrunk, act: Any) -> None:
+def _with_dense_shapes(model: nn.Module, shrunk: Shrunk | Shortened, act: Any) -> None:
     """Run something that must see the parameters' shapes of before."""
     shrunk.undo.revert()
     act()
@@ -105,7 +111,7 @@ def _shrink(
     how: Structural,
     loss_fn: LossFn | None,
     batches: Batches | None,
-) -> tuple[Shrunk, ShrinkReport]:
+) -> tuple[Shrunk | Shortened, ShrinkReport]:
     if isinstance(what, ShrinkReport):
         what = what.plan
     if isinstance(what, Method | Target):
@@ -113,6 +119,8 @@ def _shrink(
     args, kwargs = split_inputs(example_inputs)
     if isinstance(what, Plan):
         refuse_unsupported(model)
+        if what.drops:
+            return replay_drops(model, what, example_inputs)
         shrunk = replay(model, what, args, kwargs)
         return shrunk, replace(report_of(shrunk, {}), plan=what)
     if isinstance(what, Mapping):

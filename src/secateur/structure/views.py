@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -54,9 +53,7 @@ def role_of(model: nn.Module, name: str, dim: int, shape: tuple[int, ...]) -> st
 
 def rows_of(values: Tensor, member: Member, units: int) -> Tensor:
     """Return a member's values as (units, elements per unit)."""
-    owned = np.flatnonzero(member.unit >= 0)
-    order = owned[np.argsort(member.unit[owned], kind="stable")]
-    picked = values.detach().index_select(member.dim, torch.from_numpy(order).to(values.device))
+    picked = values.detach().index_select(member.dim, torch.from_numpy(member.places.by_unit).to(values.device))
     return picked.movedim(member.dim, 0).reshape(units, -1)
 
 

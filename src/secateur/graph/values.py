@@ -1,0 +1,222 @@
+"""The values that a proof computes with: float64, those of constant tensors made distinct, in memory used again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.graph.plan import slice_tensor
+from secateur.graph.record import Leaf
+
+_POOLED = 1 << 15
+"""Tensors of fewer elements are not worth a place in the pool."""
+
+_REMEMBERED = 1 << 16
+"""Constant tensors of at most this many elements are made distinct once and kept."""
+
+_FIRST_LOOK = 64
+
+LOOKUP = "aten::embedding"
+"""The operator that picks rows of a table and computes nothing."""
+
+
+class Pool:
+    """Float64 copies in memory that is used again as soon as no tensor refers to it.
+
+    The system hands out large pieces of memory page by page, zeroed, which costs several times the copy itself; a
+    proof copies every weight once per run. A piece is free when the count of references to its array says so: every
+    storage that PyTorch makes from an array holds one, however many views there are of it.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[NDArray[np.float64]] = []
+
+    def double(self, tensor: Tensor) -> Tensor:
+        """Return a float64 copy that may be written to."""
+        if tensor.device.type != "cpu" or tensor.numel() < _POOLED or not tensor.is_contiguous():
+            return tensor.to(torch.float64, copy=True)
+        piece = self._take(tensor.numel())[: tensor.numel()]
+        return torch.from_numpy(piece).view(tensor.shape).copy_(tensor)
+
+    def _take(self, count: int) -> NDArray[np.float64]:
+        """Return a free piece of at least so many elements; the smallest, or a new one in place of all free ones."""
+        free = [place for place in range(len(self._pieces)) if self._references(place) == _UNUSED]
+        fits = [place for place in free if self._pieces[place].size >= count]
+        if fits:
+            return self._pieces[min(fits, key=lambda place: self._pieces[place].size)]
+        for place in reversed(free):
+            del self._pieces[place]
+        self._pieces.append(np.empty(count))
+        return self._pieces[-1]
+
+    def _references(self, place: int) -> int:
+        return sys.getrefcount(self._pieces[place])
+
+
+def _references_of_unused() -> int:
+    pool = Pool()
+    pool._take(1)
+    return pool._references(0)
+
+
+_UNUSED = _references_of_unused()
+"""References to a piece that only its pool knows, by the count that the pool sees."""
+
+
+class Probe:
+    """Float64 values for the tensors of a model, those that are constant made distinct.
+
+    A scale that is 1 everywhere, or a branch that starts at 0, would hide a mistake from any comparison. Both models
+    are therefore run with the same values, in which such tensors differ from index to index.
+
+    Args:
+        dense: The tensors before pruning.
+        distinct: Whether to change constant tensors; off where two models bring values of their own.
+    """
+
+    def __init__(self, dense: Sequence[Tensor], *, distinct: bool = True) -> None:
+        self._dense = dense
+        self._distinct = distinct
+        self._changed: dict[int, bool] = {}
+        self._remembered: dict[int, Tensor] = {}
+        self._pool = Pool()
+
+    def changed(self, index: int) -> bool:
+        """Whether a leaf is constant, so that the proof gives it other values."""
+        if index not in self._changed:
+            tensor = self._dense[index]
+            self._changed[index] = self._distinct and tensor.is_floating_point() and is_constant(tensor)
+        return self._changed[index]
+
+    def dense(self, index: int) -> Tensor:
+        """Return a leaf as it is, before pruning."""
+        return self._dense[index]
+
+    def value(self, index: int) -> Tensor:
+        """Return a leaf's values before pruning in float64, as a copy (integers as they are, no copy)."""
+        tensor = self._dense[index]
+        if not tensor.is_floating_point():
+            return tensor
+        if not self.changed(index):
+            return self._pool.double(tensor)
+        if index in self._remembered:
+            return self._remembered[index].clone()
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+        value = tensor.double() * (1 + 0.25 * noise) + 0.05 * noise
+        if value.numel() <= _REMEMBERED:
+            self._remembered[index] = value.clone()
+        return value
+
+    def small(self, index: int, tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tensor:
+        """Return a leaf's values after pruning in float64: those that the pruned model really holds.
+
+        Args:
+            index: The leaf.
+            tensor: What the pruned model holds.
+            kept: Kept indices by dimension, for a leaf that the proof has given other values.
+        """
+        if not tensor.is_floating_point():
+            return tensor
+        return slice_tensor(self.value(index), kept) if self.changed(index) else self._pool.double(tensor)
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether a tensor has more than one element, all of them equal."""
+    if tensor.numel() < 2:
+        return False
+    flat = tensor.flatten()
+    return all(bool((part == flat[0]).all()) for part in (flat[:_FIRST_LOOK], flat))
+
+
+LeafValue = Callable[[Tensor], Tensor | None]
+"""Returns the float64 values of a tensor that the model owns; ``None`` for any other."""
+
+
+class Float64:
+    """Runs operators in float64, whatever the dtype of what the code passes."""
+
+    def __init__(self) -> None:
+        self._shadow = WeakIdKeyDictionary()
+
+    def seen(self, tensor: Tensor, leaf_value: LeafValue) -> Tensor:
+        """Return the values that Python code should read from a tensor."""
+        known = self._shadow.get(tensor)  # type: ignore[no-untyped-call]
+        found = leaf_value(tensor) if known is None else known
+        return tensor if found is None else found
+
+    def promote(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], leaf_value: LeafValue
+    ) -> Any:
+        """Replace tensors and dtypes of a call by their float64 forms."""
+        writes = func._schema.is_mutable
+        return (
+            tuple(self._promoted(value, leaf_value, writes) for value in args),
+            {name: self._promoted(value, leaf_value, writes) for name, value in kwargs.items()},
+        )
+
+    def _promoted(self, value: Any, leaf_value: LeafValue, writes: bool) -> Any:
+        # A method, since functions that call themselves keep what they have seen until circles are collected.
+        if isinstance(value, Tensor):
+            known = self._shadow.get(value)  # type: ignore[no-untyped-call]
+            found = leaf_value(value) if known is None else known
+            if found is not None:
+                return found
+            if not value.is_floating_point() or value.dtype == torch.float64:
+                return value
+            promoted = value.double()
+            if writes:
+                self._shadow[value] = promoted
+            return promoted
+        if isinstance(value, torch.dtype):
+            return torch.float64 if value.is_floating_point else value
+        if type(value) is list or type(value) is tuple:
+            return type(value)(self._promoted(v, leaf_value, writes) for v in value)
+        return value
+
+    def look_up(
+        self,
+        func: torch._ops.OpOverload,
+        table: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaf_value: LeafValue,
+    ) -> Tensor:
+        """Return float64 rows of a leaf, whose values are given as they are."""
+        rest, named = self.promote(func, args[1:], kwargs, leaf_value)
+        rows: Tensor = func(table, *rest, **named)
+        return rows.to(torch.float64, copy=True)
+
+
+@contextmanager
+def in_float64(leaves: Sequence[Leaf]) -> Iterator[list[Tensor]]:
+    """Make new tensors float64, and the model's own tensors look it.
+
+    Python code and composite operators compare dtypes before any operator is dispatched. Each leaf therefore stands
+    for a float64 tensor of its shape that takes no memory; its values are put in where an operator uses it.
+
+    Yields:
+        What the model's tensors hold meanwhile.
+    """
+    before = torch.get_default_dtype()
+    held = [leaf.tensor.data for leaf in leaves]
+    torch.set_default_dtype(torch.float64)
+    try:
+        for leaf in leaves:
+            if leaf.tensor.is_floating_point():
+                empty = torch.zeros((), dtype=torch.float64, device=leaf.tensor.device)
+                leaf.tensor.data = empty.expand(leaf.tensor.shape)
+        yield held
+    finally:
+        for leaf, data in zip(leaves, held, strict=True):
+            if data.is_floating_point():
+                leaf.tensor.data = data
+        torch.set_default_dtype(before)
