@@ -258,6 +258,47 @@ def test_samples_that_cannot_be_told_apart_are_reported_and_single_ones_are_exac
     torch.testing.assert_close(got, want.detach())
 
 
+class Routed(nn.Module):
+    """Sends whole batches past its second reader when they are positive: an expert that some batches do not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.often, self.seldom = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.make(x))
+        return self.often(h) if x.mean() > 0 else self.seldom(h)
+
+
+def test_batches_that_do_not_reach_a_reader_count_as_nothing_there() -> None:
+    torch.manual_seed(0)
+    model = Routed().double()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    up, down = (x.abs(), y), (-x.abs(), y)
+    both = scores_of(model, ActivationTaylor("absolute", "none"), [up, down], example=up[0], loss=loss_fn)["make"]
+    single = [
+        scores_of(model, ActivationTaylor("absolute", "none"), [b], example=b[0], loss=loss_fn)["make"]
+        for b in (up, down)
+    ]
+    torch.testing.assert_close(both, (single[0] + single[1]) / 2)
+    assert not torch.allclose(single[0], single[1])
+    seen = scores_of(model, ActivationStatistic(), [up[0]], example=up[0])["make"]
+    torch.testing.assert_close(seen, torch.tanh(model.make(up[0])).abs().mean(0).detach())
+
+
+def test_a_layer_whose_input_has_other_channels_than_its_weight_is_reported() -> None:
+    class Unshuffling(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.pixel_unshuffle(x, 2))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Tanh(), Unshuffling(32, 3, 1), nn.Flatten(), nn.Linear(27, 3)).double()
+    coupling = coupling_of(model, X)
+    for score in (ActivationStatistic(), Sensitivity()):
+        _, silent = unit_scores(model, coupling, score, loss_fn=None, batches=[X])
+        assert "2 gets 8 channels for 32 columns" in silent["0"]
+
+
 # Sensitivity
 
 

@@ -233,6 +233,32 @@ def test_what_cannot_be_folded_is_listed_and_left_alone(reader: nn.Module, why: 
     assert all(torch.equal(t, before[n]) for n, t in small.state_dict().items())
 
 
+def test_statistics_over_removed_channels_are_never_called_exact() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.Linear(16, 2)).double()
+    with torch.no_grad():
+        model[1].weight[:8] = 0.0
+    x = torch.randn(32, 4, dtype=torch.float64)
+    what = Method(target=Target("channels", 0.5), score=NormScale(), pattern=Channel())
+    small, dense, report = shrunk(model, x, what)
+    done = fold_constants_(small, dense, report, [x])
+    assert done.layers[0].exact, "the reader itself loses nothing"
+    assert done.normalised == ("1",)
+    assert not done.exact
+    assert "behind 1 normalisations" in str(done)
+    assert done.to_dict()["normalised"] == ["1"]
+
+
+def test_a_layer_whose_input_has_other_channels_than_its_weight_is_listed() -> None:
+    class Unshuffling(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(nn.functional.pixel_unshuffle(x, 2))
+
+    small, dense, report = shrunk(Readers(Unshuffling(64, 4, 1)), X2, QUARTER)
+    row = fold_constants_(small, dense, report, [X2]).layers[0]
+    assert row.why == "it gets 16 channels for 64 columns, so which is which is not known"
+
+
 def test_recurrent_readers_are_listed() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

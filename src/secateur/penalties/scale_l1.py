@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.errors import RecipeError, WeightError
 from secateur.types import Tensors
@@ -71,7 +71,7 @@ class ScaleL1:
         for path, module in model.named_modules():
             name = f"{path}.weight" if path else "weight"
             left_out = any(fnmatch.fnmatchcase(n, p) for n in (path, name) for p in self.exclude)
-            if isinstance(module, _NormBase) and module.weight is not None and not left_out:
+            if isinstance(module, _BatchNorm) and module.weight is not None and not left_out:
                 found.append(name)
         if not found:
             raise WeightError(f"{self} presses on the scales of batch norms, and the model has none that it may")

@@ -103,16 +103,16 @@ class Moments:
         mean = x.mean(1)
         if not bool(torch.isfinite(mean).all()):
             raise MissingStatsError(f"{self._name} gets inputs that are NaN or infinite")
-        new = {"input_mean": mean.double().cpu()}
+        new = {"input_mean": mean.cpu().double()}
         apart = new["input_mean"] - old.get("input_mean", torch.zeros(()))
         for need, total in _SUMS.items():
             if need in self._needs:
-                new[need] = total(x, mean).double().cpu() + old.get(need, torch.zeros(()))
+                new[need] = total(x, mean).cpu().double() + old.get(need, torch.zeros(()))
         if m and "input_variance" in new:  # Chan's update: no large numbers cancel
             new["input_variance"] += apart.square() * (m * n / (m + n))
         for need, pick in _EXTREMES.items():
             if need in self._needs:
-                found = (x.amin(1) if pick is torch.minimum else x.amax(1)).double().cpu()
+                found = (x.amin(1) if pick is torch.minimum else x.amax(1)).cpu().double()
                 new[need] = pick(old[need], found) if m else found
         if m:
             new["input_mean"] = old["input_mean"] + apart * (n / (m + n))
@@ -139,7 +139,7 @@ def collect_products(
     batches: Iterable[Any],
     *,
     means: Mapping[str, Tensor] | None = None,
-) -> Iterator[dict[str, Tensor | str]]:
+) -> Iterator[tuple[int, dict[str, Tensor | str]]]:
     r"""Multiply what reaches some layers by the gradient of a scalar, sample by sample.
 
     For sample :math:`n` and input channel :math:`c` of a layer, over its positions :math:`t` and calls:
@@ -160,8 +160,8 @@ def collect_products(
         means: Values of no effect, one per channel, by layer.
 
     Yields:
-        For each batch, by layer, (samples, channels), or why samples cannot be told apart there. Layers that the batch
-        did not reach are absent.
+        For each batch, how many samples it has, and by layer (samples, channels), or why samples cannot be told apart
+        there. Layers that the batch did not reach are absent.
 
     Raises:
         MissingStatsError: When there are no batches, or the forward changes a layer's input in place after the layer
@@ -180,8 +180,10 @@ def collect_products(
 
             with watched(model, layers, keep):
                 loss = scalar(model, batch, count)
-            found = torch.autograd.grad(loss, [x for _, x, _ in calls], allow_unused=True)
-            yield _by_layer(model, calls, found, means, batch_size(batch))
+            # A batch may reach none of the layers: of a branch that it does not take.
+            found = torch.autograd.grad(loss, [x for _, x, _ in calls], allow_unused=True) if calls else ()
+            samples = batch_size(batch)
+            yield samples, _by_layer(model, calls, found, means, samples)
             count += 1
     if not count:
         raise MissingStatsError("the score needs gradients, but there were no batches to compute them from")
@@ -226,7 +228,7 @@ def _per_sample(
         x = x - mean.to(x)
     product = x * gradient
     product = product.flatten(0, -2).sum(0, keepdim=True) if one else product.flatten(1, -2).sum(1)
-    return product.double().cpu()
+    return product.cpu().double()
 
 
 def _least_dims(layer: nn.Module) -> int:

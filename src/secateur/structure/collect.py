@@ -36,6 +36,7 @@ CENTRED = "centred_product_square"
 COST = "unit_macs"
 """Multiply-accumulates that the removal of one unit saves."""
 
+_UNREACHED = "no batch reaches a layer that reads it"
 _MAKES = ("out", "bias", "norm", "other")
 
 
@@ -140,15 +141,22 @@ def _by_member(
 ) -> None:
     """Lay channels out as (units, channels per unit), by the columns that read them."""
     units = {group.name: group.units for group in coupling.groups}
-    for group, own in readers.items():
-        for reader in own:
-            for need, by_layer in found.items():
-                if reader.module not in by_layer:
-                    out.silent[group] = f"no batch reaches {reader.module}, which reads it"
+    for need, by_layer in found.items():
+        table = out.stats.setdefault(need, {})
+        for group, own in readers.items():
+            reached = [reader for reader in own if reader.module in by_layer]
+            if not reached:
+                out.silent[group] = _UNREACHED
+            for reader in reached:
+                if len(by_layer[reader.module]) != len(reader.unit):
+                    out.silent[group] = _misfit(reader, len(by_layer[reader.module]))
                     continue
                 rows = _rows(by_layer[reader.module], reader, units[group])
-                table = out.stats.setdefault(need, {})
                 table[reader.member] = torch.cat([table[reader.member], rows], 1) if reader.member in table else rows
+
+
+def _misfit(reader: Reader, channels: int) -> str:
+    return f"{reader.module} gets {channels} channels for {len(reader.unit)} columns, so which is which is not known"
 
 
 def _rows(values: Tensor, reader: Reader, units: int) -> Tensor:
@@ -166,23 +174,28 @@ class _Products:
     score: GroupScore
     readers: dict[str, tuple[Reader, ...]]
     layers: list[str]
+    reached: set[str] = field(default_factory=set)
 
-    def of_batch(self, products: Mapping[str, Tensor | str], silent: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (samples, units) for every group that a batch says something about."""
+    def of_batch(
+        self, samples: int, products: Mapping[str, Tensor | str], silent: dict[str, str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (samples, units) for every group; zero where the batch reaches no layer that reads it."""
         for group in self.coupling.groups:
             if group.name in silent:
                 continue
-            total: Tensor | None = None
+            total = torch.zeros(samples, group.units, dtype=torch.float64)
             for reader in self.readers.get(group.name, ()):
                 product = products.get(reader.module)
                 if isinstance(product, str):
                     silent[group.name] = product
+                elif product is not None and product.shape[1] != len(reader.unit):
+                    silent[group.name] = _misfit(reader, product.shape[1])
                 elif product is not None:
+                    self.reached.add(group.name)
                     rows = product.T[torch.from_numpy(np.flatnonzero(reader.unit >= 0))]
                     unit = torch.from_numpy(reader.unit[reader.unit >= 0])
-                    own = rows.new_zeros(group.units, rows.shape[1]).index_add_(0, unit, rows).T
-                    total = own if total is None else total + own
-            if total is not None and group.name not in silent:
+                    total += rows.new_zeros(group.units, rows.shape[1]).index_add_(0, unit, rows).T
+            if group.name not in silent:
                 yield group.name, total
 
 
@@ -194,11 +207,11 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
         run = _outputs_of(loss_fn) if isinstance(score, OutputScore) else _forward(loss_fn)
         means = collect_inputs(products.model, products.layers, run, data(), needs=["input_mean"])["input_mean"]
     sums: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
-    count: dict[str, int] = {}
-    for found in collect_products(products.model, products.layers, scalar, data(), means=means):
-        for name, product in products.of_batch(found, out.silent):
-            p = product * (len(product) if per_sample else 1)
-            count[name] = count.get(name, 0) + len(p)
+    count = 0
+    for samples, found in collect_products(products.model, products.layers, scalar, data(), means=means):
+        count += samples
+        for name, product in products.of_batch(samples, found, out.silent):
+            p = product * (samples if per_sample else 1)
             for need, total in (
                 ("activation_product", p.sum(0)),
                 ("activation_product_absolute", p.abs().sum(0)),
@@ -207,11 +220,11 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
             ):
                 if need in needs:
                     sums[need][name] = sums[need].get(name, torch.zeros_like(total)) + total
-    for need, table in sums.items():
-        out.stats[need] = {n: v / count[n] for n, v in table.items() if n not in out.silent}
     for group in products.coupling.groups:
-        if group.name not in count:
-            out.silent.setdefault(group.name, "no batch reaches a layer that reads it")
+        if group.name not in products.reached:
+            out.silent.setdefault(group.name, _UNREACHED)
+    for need, table in sums.items():
+        out.stats[need] = {n: v / count for n, v in table.items() if n not in out.silent}
 
 
 def _scalar(score: GroupScore, loss_fn: LossFn | None) -> tuple[Callable[[nn.Module, Any, int], Tensor], bool]:
@@ -224,7 +237,8 @@ def _scalar(score: GroupScore, loss_fn: LossFn | None) -> tuple[Callable[[nn.Mod
     def along(model: nn.Module, batch: Any, number: int) -> Tensor:
         outputs = run(model, batch, number)
         direction = score.directions(outputs.detach(), generator)
-        return (outputs * direction.to(outputs)).sum()
+        wide = torch.promote_types(outputs.dtype, torch.float32)  # a sum over many outputs overflows float16
+        return (outputs.to(wide) * direction.to(outputs.device, wide)).sum()
 
     return along, False
 

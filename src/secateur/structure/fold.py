@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import MissingStatsError, PlanError
@@ -64,18 +65,25 @@ class FoldReport:
 
     Attributes:
         layers: Every layer that lost inputs.
+        normalised: Normalisations (layer, group, RMS) whose statistics lost removed channels: what passes through them
+            changes, whatever is folded.
     """
 
     layers: tuple[FoldedLayer, ...]
+    normalised: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
         """Whether every removed unit was constant and is made up for at every position."""
-        return all(layer.exact for layer in self.layers)
+        return not self.normalised and all(layer.exact for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return {"exact": self.exact, "layers": [{**vars(layer), "exact": layer.exact} for layer in self.layers]}
+        return {
+            "exact": self.exact,
+            "layers": [{**vars(layer), "exact": layer.exact} for layer in self.layers],
+            "normalised": list(self.normalised),
+        }
 
     def __str__(self) -> str:
         done = [layer for layer in self.layers if layer.into]
@@ -91,6 +99,8 @@ class FoldReport:
                 f"not exact where {len(borders)} convolutions meet their padding (at most {worst.uneven:.0%} of the "
                 f"positions, {worst.name})"
             )
+        if self.normalised:
+            lines.append(f"not exact behind {len(self.normalised)} normalisations over removed channels")
         lines += [f"not folded: {layer.name}: {layer.why}" for layer in self.layers if layer.why]
         return "\n".join(lines)
 
@@ -168,7 +178,7 @@ def fold_constants_(
     _check(small, dense, plan)
     layers, rows = _losing(dense, plan)
     if not layers:
-        return FoldReport(tuple(rows))
+        return FoldReport(tuple(rows), _normalised(dense, plan))
     kept_back = iter(batches)
     first = next(kept_back, None)
     if first is None:
@@ -195,7 +205,8 @@ def fold_constants_(
             shift_(small, target, fold.shift_O)
         rows.append(replace(fold.row, into=target if not why else "", why=why))
     order = {name: i for i, name in enumerate(dict(dense.named_modules()))}
-    return FoldReport(tuple(sorted(rows, key=lambda row: order.get(row.name, len(order)))))
+    rows.sort(key=lambda row: order.get(row.name, len(order)))
+    return FoldReport(tuple(rows), _normalised(dense, plan))
 
 
 def _check(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
@@ -206,7 +217,9 @@ def _check(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
     if class_name(small) != class_name(dense):
         raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
     own = {n: t for names, t, _ in owned_tensors(small) for n in names}
-    for names, tensor, _ in owned_tensors(dense):
+    for names, tensor, kind in owned_tensors(dense):
+        if kind == "tensor":
+            continue  # what a forward caches
         name = next((n for n in names if n in plan.kept), names[0])
         wanted = slice_tensor(tensor, plan.kept.get(name, {}))
         if name not in own or own[name].shape != wanted.shape:
@@ -218,12 +231,24 @@ def _check(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
             )
 
 
+def _normalised(dense: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Return the norms whose statistics run over removed channels."""
+    found = []
+    for name, shape in plan.shapes.items():
+        path = name.rpartition(".")[0]
+        norm = len(shape) == 1 and role_of(dense, name, 0, shape) == "norm"
+        if norm and not isinstance(dense.get_submodule(path), _NormBase):  # those take each channel by itself
+            found.append(path)
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class _Lost:
-    """Indices of a layer's weight: outputs that stayed, and inputs that went."""
+    """Indices of a layer's weight: outputs that stayed, and inputs that went, of how many."""
 
     outputs: NDArray[np.int64]
     inputs: NDArray[np.int64]
+    columns: int
 
 
 def _losing(dense: nn.Module, plan: Plan) -> tuple[dict[str, _Lost], list[FoldedLayer]]:
@@ -242,7 +267,7 @@ def _losing(dense: nn.Module, plan: Plan) -> tuple[dict[str, _Lost], list[Folded
                     continue
                 gone = np.setdiff1d(np.arange(tensor.shape[dim]), kept)
                 if is_layer(module) and name == f"{path}.weight":
-                    layers[path] = _Lost(dims.get(1 - dim, np.arange(tensor.shape[1 - dim])), gone)
+                    layers[path] = _Lost(dims.get(1 - dim, np.arange(tensor.shape[1 - dim])), gone, tensor.shape[dim])
                 else:
                     why = f"what a {type(module).__name__} reads by it cannot be watched"
                     others.append(FoldedLayer(name, len(gone), 0, why=why))
@@ -267,6 +292,10 @@ def _fold_of(
     row = FoldedLayer(name, removed.numel(), 0)
     if name not in seen["input_mean"]:
         why = "no batch reaches it as a layer of its own: its weight is used by the code around it"
+        return _Fold(replace(row, why=why), torch.zeros(()))
+    channels, columns = len(seen["input_mean"][name]), _places(layer, np.arange(lost.columns), of_inputs=True).numel()
+    if channels != columns:
+        why = f"it gets {channels} channels for {columns} columns, so which is which is not known"
         return _Fold(replace(row, why=why), torch.zeros(()))
     mean, low, high = (seen[f"input_{what}"][name][removed] for what in ("mean", "lowest", "highest"))
     eps = torch.finfo(layer.get_parameter("weight").dtype).eps

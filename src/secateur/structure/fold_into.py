@@ -134,4 +134,4 @@ def shift_(model: nn.Module, target: str, shift: Tensor) -> None:
     """Add to a bias, or take off a running mean."""
     path, _, name = target.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(path), name)
-    tensor.copy_(tensor.double() + (-shift if name == "running_mean" else shift).to(tensor.device))
+    tensor.copy_(tensor.cpu().double() + (-shift if name == "running_mean" else shift))

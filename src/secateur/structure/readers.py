@@ -43,7 +43,8 @@ def readers_of(model: nn.Module, coupling: Coupling) -> tuple[dict[str, tuple[Re
     Every product in the recorded forward that sums over units counts as a reader. Where one of them is not a layer
     whose input can be watched (a product of activations, attention computed by functions, a recurrent layer), nothing
     can be said about what the units are worth to it, and the group gets a reason instead. Means over units, as
-    normalisations take them, are not readers.
+    normalisations take them, are not readers. Layers that the recorded forward does not run (of another branch, of
+    training alone) are among the readers, and count where a batch reaches them.
 
     Args:
         model: The model.
@@ -53,27 +54,25 @@ def readers_of(model: nn.Module, coupling: Coupling) -> tuple[dict[str, tuple[Re
         Readers by group, and for each group without, why there are none.
     """
     known = _layers(model, coupling)
-    found: dict[int, dict[str, Reader]] = {}
+    found: set[int] = set()
     unread: dict[str, str] = {}
     for op in coupling.trace.ops:
         for position in _read_by(coupling, op):
             group = coupling.groups[position]
-            reader = known.get((position, op.module))
-            if reader is None:
+            if (position, op.module) not in known:
                 where = op.module or "the model itself"
                 unread.setdefault(
                     group.name, f"{where} reads it through {op.name.removeprefix('aten::')}, not through a layer"
                 )
-            else:
-                found.setdefault(position, {})[op.module] = reader
+            found.add(position)
     for position, group in enumerate(coupling.groups):
         if position not in found:
             unread.setdefault(group.name, "no layer reads it in evaluation mode")
-    readers = {
-        coupling.groups[position].name: tuple(by_module.values())
-        for position, by_module in sorted(found.items())
-        if coupling.groups[position].name not in unread
-    }
+    readers: dict[str, tuple[Reader, ...]] = {}
+    for (position, _), reader in known.items():  # other branches' too, that the first example does not take
+        name = coupling.groups[position].name
+        if name not in unread:
+            readers[name] = (*readers.get(name, ()), reader)
     return readers, unread
 
 
