@@ -21,6 +21,7 @@ from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, replay_drops
 from secateur.structure.make import Structural, plan_and_shrink, report_of
 from secateur.structure.optimizer import forget, slice_state
+from secateur.structure.remembered import remember
 from secateur.structure.report import ShrinkReport
 from secateur.targets import Target
 from secateur.types import Tensors
@@ -94,6 +95,9 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         extra.revert()
         shrunk.undo.revert()
         raise
+    for changed in (model, averaged):
+        if changed is not None:
+            remember(changed, report.plan)
     return report
 
 
