@@ -82,6 +82,8 @@ class Member:
 
 Unit = Literal["channel", "expert"]
 
+ONLY_EXPERTS = "being no expert, where only experts are pruned"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -303,6 +305,7 @@ class Coupling:
 
     def __init__(self, recorded: Trace, constraints: Constraints | None = None, unit: Unit = "channel") -> None:
         self.trace = recorded
+        self.unit: Unit = unit
         constraints = constraints or Constraints()
         ledger = recorded.ledger.copy()
         self._constrain(ledger, constraints)
@@ -349,7 +352,7 @@ class Coupling:
         for labels, _, _ in ledger.chosen:
             experts[roots[labels]] = True
         experts[FIXED] = False
-        ledger.freeze(np.flatnonzero(~experts[roots]), "only experts are pruned")
+        ledger.freeze(np.flatnonzero(~experts[roots]), ONLY_EXPERTS)
 
     def _sizes_of(self, modules: Mapping[str, str]) -> list[_Sizes]:
         """Return, module by module, the dimensions of each size, and which of them are split or joined there."""
@@ -567,13 +570,16 @@ class Coupling:
                     out.setdefault(leaf.name, {})[part.dims[0]] = np.flatnonzero(flags)
         return out
 
+    @cached_property
+    def _reasons(self) -> dict[int, str]:
+        return self._ledger.reasons(self.roots)
+
     def why_fixed(self, name: str) -> str:
-        """Say why a tensor's dimensions cannot be pruned.
+        """Say why a tensor's dimensions cannot be pruned; positions of a kernel, which never can, are left out.
 
         Args:
             name: Qualified name of a parameter, or of a module with a ``weight``.
         """
-        reasons = self._ledger.reasons(self.roots)
         for index, leaf in enumerate(self.trace.leaves):
             if name in leaf.names or f"{name}.weight" in leaf.names:
                 if index not in self.trace.touched:
@@ -583,11 +589,13 @@ class Coupling:
                     roots = np.unique(self.roots[part.labels])
                     fixed = [r for r in roots.tolist() if self.frozen[r]]
                     if fixed:
-                        why = reasons.get(fixed[0], "it meets a fixed dimension")
+                        why = self._reasons.get(fixed[0], "it meets a fixed dimension")
+                        if part.dims[0] > 1 and why.endswith("aten::convolution"):
+                            continue
                         lines.append(f"dimension {part.dims[0]}: fixed by {why}")
                     else:
                         lines.append(f"dimension {part.dims[0]}: can be pruned")
-                return f"{name}: " + "; ".join(lines or ["every dimension has size 1"])
+                return f"{name}: " + "; ".join(lines or ["no dimension counts features"])
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
 
 

@@ -84,7 +84,8 @@ def find_groups(model: nn.Module, example_inputs: Any, *, exact: bool = False) -
     for leaf in coupling.trace.leaves:
         why = coupling.why_fixed(leaf.name)
         if leaf.kind == "parameter" and "fixed by" in why:
-            fixed[leaf.name] = why.removeprefix(f"{leaf.name}: ")
+            lines = why.removeprefix(f"{leaf.name}: ").split("; ")
+            fixed[leaf.name] = "; ".join(line for line in lines if "fixed by" in line)
     unknown = {name: tuple(sorted(modules)) for name, modules in coupling.trace.unknown.items()}
     return Groups(_reports(coupling), fixed, unknown, experts, layers)
 

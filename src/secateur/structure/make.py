@@ -201,6 +201,12 @@ class _Chooser:
                 raise GraphError(f"nothing can be pruned: because {reasons}")
             return np.zeros(0, dtype=bool)
         measure, goal = self._goal(coupling)
+        if measure(coupling.alive(np.zeros(coupling.units, dtype=bool))) <= goal:
+            target = self._method.goal
+            raise GraphError(
+                f"nothing can be pruned: because nothing needs to go, target {target.kind}={target.value:g} is met by "
+                "the model as it is"
+            )
         try:
             self.removed = meet(coupling, scores, decisions, self._method.allocate or Layerwise(), measure, goal)
         except Unreachable as refusal:
