@@ -23,12 +23,14 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode; restore each submodule's own flag on exit, frozen ones included."""
     flags = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(flags.values()):
+        model.eval()
     try:
         yield
     finally:
         for module, training in flags.items():
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 @contextmanager
