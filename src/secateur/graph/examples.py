@@ -110,16 +110,24 @@ def unseen(example: Example, seed: int = 1) -> Example:
     return replace(example, args=mapped(other, example.args), kwargs=mapped(other, example.kwargs))
 
 
-def other_batch(example: Example) -> Example | None:
-    """Return the example with one sample less (or two, if it is one); ``None`` without a batch dimension."""
-    sizes = {t.shape[0] for t in tensors((example.args, example.kwargs)) if t.dim() > 0}
-    if len(sizes) != 1 or not next(iter(sizes)):
-        return None
+def made_up(example: Example) -> list[Example]:
+    """Return inputs of other values to try in turn: another number of samples, if there is one, then the same.
 
+    Two samples show what depends on their number as well as many do, and cost less; where the model refuses two, it
+    may accept one less than given. A single sample is given twice.
+    """
+    other = unseen(example)
+    sizes = {t.shape[0] for t in tensors((other.args, other.kwargs)) if t.dim() > 0}
+    batch = next(iter(sizes)) if len(sizes) == 1 else 0
+    numbers = dict.fromkeys((2 if batch > 2 else 0, batch - 1)) if batch > 1 else {2: None} if batch else {}
+    return [*(_of_size(other, number) for number in numbers if number), other]
+
+
+def _of_size(example: Example, number: int) -> Example:
     def resize(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dim():
             return value
-        return value[:-1] if len(value) > 1 else torch.cat([value, value])
+        return value[:number] if len(value) >= number else torch.cat([value, value])
 
     return replace(example, args=mapped(resize, example.args), kwargs=mapped(resize, example.kwargs))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.blocks import Block, Stack, bypassed, find_stacks
-from secateur.graph.examples import Example, ScalarReads, other_batch, other_ways, unseen
+from secateur.graph.examples import Example, ScalarReads, made_up, other_ways
 from secateur.graph.labels import Axes
 from secateur.graph.plan import Drop, Edit, Plan, Undo, class_name, digest
 from secateur.graph.record import Leaf, owned_tensors, quiet_forward
@@ -179,8 +179,7 @@ def _examples(model: nn.Module, example: Example) -> list[Example]:
     with preserved(model), quiet_forward(model), reads:
         example.run(model)
     out = [example]
-    made_up = unseen(example)
-    others = [e for e in (other_batch(made_up), made_up) if e is not None]
+    others = made_up(example)
     for tried in (other_ways(example, reads.reads), others):
         for other in tried:
             # A guard that raises is no branch, and some models refuse made-up inputs.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.coupling import Constraints, Coupling, Trace, trace
-from secateur.graph.examples import Example, other_batch, unseen
+from secateur.graph.examples import Example, made_up
 from secateur.graph.native import native_edits
 from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, owner_of, slice_
 from secateur.graph.repair import Failure, Repair
@@ -198,8 +198,7 @@ def _prove(  # noqa: PLR0913
     ready = {leaf.name: leaf.tensor.data for leaf in recorded.leaves if leaf.name in plan.kept}
     undo.revert()
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
-    made_up = unseen(first)
-    tries = [e for e in (other_batch(made_up), made_up) if e is not None]
+    tries = made_up(first)
     examples = list(recorded.examples)
     normalised: dict[str, int] = {}
     difference, scale = 0.0, 0.0
