@@ -139,7 +139,9 @@ def meet(
     """
     open_groups = [g for b in decisions if b.parts > 1 for g in b.groups]
     kinds = isomorphisms(coupling)
-    floors = {g.name: step for b in decisions for g, step in zip(b.groups, b.steps, strict=True)}  # one step stays
+    floors = {  # one step, and no fewer than a group's own floor
+        g.name: step * -(-g.floor // step) for b in decisions for g, step in zip(b.groups, b.steps, strict=True)
+    }
     units = {
         g.name: Units(torch.from_numpy(scores[g.ids]), 1.0, max(1, floors[g.name]), kinds[g.name]) for g in open_groups
     }

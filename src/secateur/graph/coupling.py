@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import GraphError
 from secateur.graph.count import Total, size_along
 from secateur.graph.examples import Example, ScalarReads, other_ways
-from secateur.graph.labels import Axes, Labels, Ledger, reshape_cells
+from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
 from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forward
@@ -77,6 +77,9 @@ class Member:
         return out
 
 
+Unit = Literal["channel", "expert"]
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that are alike: removing one means removing its indices from every member.
@@ -86,12 +89,14 @@ class Group:
         units: How many there are.
         members: Every dimension of every tensor that shrinks with them.
         ids: Global number of each unit.
+        floor: Fewest that must stay: as many experts as a router chooses at a time.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
     ids: NDArray[np.int64]
+    floor: int = 1
 
     @property
     def size(self) -> int:
@@ -249,13 +254,23 @@ class Coupling:
         unit_of: The unit of each label, or -1.
         group_of_unit: Position of each unit's group.
         linked: Sets of groups (by position) that must shrink alike.
+
+    Args:
+        recorded: The trace.
+        constraints: What has been learnt from failures.
+        unit: What may go: channels (with heads and neurons), or the experts of a router.
     """
 
-    def __init__(self, recorded: Trace, constraints: Constraints | None = None) -> None:
+    def __init__(self, recorded: Trace, constraints: Constraints | None = None, unit: Unit = "channel") -> None:
         self.trace = recorded
         constraints = constraints or Constraints()
         ledger = recorded.ledger.copy()
         self._constrain(ledger, constraints)
+        if unit == "expert":
+            self._only_experts(ledger)
+        else:
+            for labels, why in ledger.contested:
+                ledger.freeze(labels, why)
         self.roots = ledger.close()
         self.frozen = ledger.frozen_roots(self.roots)
         self._ledger = ledger
@@ -286,6 +301,15 @@ class Coupling:
                     for axes in (*op.inputs, *op.outputs):
                         for part in axes.parts:
                             ledger.freeze(part.labels, why)
+
+    def _only_experts(self, ledger: Ledger) -> None:
+        """Fix everything but the dimensions that a router chooses from."""
+        roots = ledger.roots()
+        experts = np.zeros(ledger.count, dtype=bool)
+        for labels, _, _ in ledger.chosen:
+            experts[roots[labels]] = True
+        experts[FIXED] = False
+        ledger.freeze(np.flatnonzero(~experts[roots]), "only experts are pruned")
 
     def _sizes_of(self, modules: Mapping[str, str]) -> list[_Sizes]:
         """Return, module by module, the dimensions of each size, and which of them are split or joined there."""
@@ -363,9 +387,11 @@ class Coupling:
             for g, places in known[key]:
                 members[g].append(Member(leaf.name, dim, places))
         groups, taken = [], set[str]()
+        chosen = [(np.unique(self.roots[labels]), k) for labels, k, _ in self._ledger.chosen]
         for g, (low, high) in enumerate(pairwise(bounds)):
             name = _group_name(members[g], taken)
-            groups.append(Group(name, high - low, tuple(members[g]), np.arange(low, high)))
+            floor = max((k for roots, k in chosen if np.isin(live[low:high], roots).any()), default=1)
+            groups.append(Group(name, high - low, tuple(members[g]), np.arange(low, high), floor))
         return groups
 
     def _signatures(self) -> tuple[NDArray[np.uint64], Labels, list[tuple[Leaf, int, Labels]]]:

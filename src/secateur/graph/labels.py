@@ -47,15 +47,17 @@ class Axes:
         parts: Disjoint parts.
         known: Whether the shape after pruning follows from the parts; not so for by-products such as statistics.
         owed: Labels to fix as soon as the values are used: those of a dimension that one index was taken from.
+        numbers: Where the elements are positions along a dimension (the experts that a router chose), its labels.
     """
 
-    __slots__ = ("known", "owed", "parts", "shape")
+    __slots__ = ("known", "numbers", "owed", "parts", "shape")
 
     def __init__(self, shape: Iterable[int], parts: Iterable[Part] = (), *, known: bool = True) -> None:
         self.shape = tuple(int(s) for s in shape)
         self.parts = [p for p in parts if p.dims]
         self.known = known
         self.owed: list[tuple[Labels, str]] = []
+        self.numbers: Labels | None = None
 
     def part(self, dim: int) -> Part | None:
         """Return the part that holds a dimension; ``None`` where it is fixed."""
@@ -78,6 +80,10 @@ class Ledger:
         blocks: Labels of every joint part met; each must keep a product of its dimensions.
         spans: A joint part, some of its axes, and labels over only these that met it: a scale per head dimension,
             say. Where the part is pruned along them, they follow; otherwise they are fixed.
+        contested: Labels whose places, or whose joint values, count: the inputs of a softmax, of a choice, of a running
+            sum. They are fixed, unless they are experts: a router that never chooses an expert gives it no share.
+        chosen: Labels that ``topk`` chooses from, how many at a time, and where: experts, if their numbers are used to
+            look things up.
     """
 
     def __init__(self) -> None:
@@ -85,6 +91,8 @@ class Ledger:
         self.where = ""
         self.blocks: list[tuple[Labels, str]] = []
         self.spans: list[tuple[Labels, tuple[int, ...], Labels, str]] = []
+        self.contested: list[tuple[Labels, str]] = []
+        self.chosen: list[tuple[Labels, int, str]] = []
         self._left: list[Labels] = []
         self._right: list[Labels] = []
         self._frozen: list[tuple[Labels, str]] = []
@@ -95,6 +103,7 @@ class Ledger:
         """Return a ledger that can be constrained further without changing this one."""
         out = Ledger()
         out.count, out.blocks, out.spans = self.count, list(self.blocks), self.spans
+        out.contested, out.chosen = self.contested, self.chosen
         out._left, out._right, out._frozen = list(self._left), list(self._right), list(self._frozen)
         out._made, out._slices = self._made, self._slices
         return out
@@ -185,9 +194,17 @@ class Ledger:
 
     def settle(self, axes: Axes) -> None:
         """Fix what a tensor owes, now that its values are used."""
-        for labels, why in axes.owed:
-            self.freeze(labels, why)
+        self.contested += axes.owed
         axes.owed = []
+
+    def contest(self, axes: Axes, dim: int) -> Labels | None:
+        """Fix one dimension unless it turns out to count experts; return its labels, which the tensor keeps."""
+        labels = axes.labels(dim)
+        if labels is None:
+            self.drop(axes, dim)
+        else:
+            self.contested.append((labels, self.where))
+        return labels
 
     def joint(self, dims: Sequence[int], labels: Labels) -> Part | None:
         """Return a part over some dimensions, without those along which the labels do not change."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
-from secateur.graph.labels import Axes, Ledger
+from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.trees import tensors
 from secateur.graph.weak import ByTensor
 
@@ -28,6 +29,28 @@ UNTRACED = frozenset(
 )
 """Operators that may come and go between two runs of one forward without meaning anything."""
 
+
+_MOVE_NUMBERS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "transpose", "permute", "t",
+        "clone", "_to_copy", "contiguous", "alias", "detach", "lift_fresh", "slice", "select", "unbind", "split",
+        "split_with_sizes", "expand", "index", "index_select", "sort", "flatten",
+    )
+)  # fmt: skip
+"""Operators whose results hold the elements of their first argument."""
+
+_USE_NUMBERS = frozenset(
+    f"aten::{name}"
+    for name in (
+        "index", "gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "histc", "bincount", "nonzero",
+        "aminmax", "_local_scalar_dense", "item", "is_nonzero", "empty_like", "zeros_like", "ones_like", "full_like",
+        "new_zeros", "new_ones", "new_empty", "new_full", "argsort", "equal",
+    )
+)  # fmt: skip
+"""Operators whose rules know what to do with numbers, or that only look at shapes."""
+
+_COMPARE = frozenset({"aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge"})
 
 Products = Sequence[Sequence[tuple[Axes, int]]]
 """Multiply-accumulates: a sum of products of dimension sizes, each dimension given by (axes, dim)."""
@@ -117,6 +140,11 @@ class Call:
     def result(self) -> Tensor:
         """The first result."""
         return self.out[0] if isinstance(self.out, tuple | list) else self.out  # type: ignore[no-any-return]
+
+    @property
+    def number_read(self) -> tuple[int, Labels] | None:
+        """The number of an expert that Python code last read from a tensor, and the labels of all of them."""
+        return self._mode.number_read
 
     def tensors(self) -> list[Tensor]:
         """All tensor arguments, in order."""
@@ -266,6 +294,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.unknown: dict[str, set[str]] = {}
         self.leaves: list[Leaf] = []
         self.touched: set[int] = set()
+        self.number_read: tuple[int, Labels] | None = None
         self._axes = ByTensor[Axes]()
         self._leaf_of: dict[int, int] = {}  # by identity: the leaves keep their tensors
         self._storage: dict[int, int] = {}
@@ -423,12 +452,30 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call.freeze()
         else:
             rule(call)
+        if any(axes.numbers is not None for axes in inputs):
+            self._follow_numbers(call, inputs)
         for tensor, before in written:
             self.rewritten(before, self.axes(tensor))
         if self.keep_ops and call.name not in UNTRACED:
             outputs = [self.axes(t) for t in call.outputs()]
             groups = int(call.args.get("groups") or 1) if call.macs else 1
             self.ops.append(Op(call.name, module, inputs, outputs, leaves, call.macs, groups))
+
+    def _follow_numbers(self, call: Call, inputs: Sequence[Axes]) -> None:
+        """Pass numbers of experts on where elements only move; fix the experts where numbers are computed with."""
+        first = inputs[0].numbers
+        if first is not None and type(call.out) is int:  # Python code will look something up by it
+            self.number_read = call.out, first
+        if first is not None and call.name in _MOVE_NUMBERS:
+            outputs = call.outputs()
+            for out in outputs[:1] if call.name == "aten::sort" else outputs:
+                self.axes(out).numbers = first
+        elif call.name not in _USE_NUMBERS:
+            other = call.args.get("other")
+            bound = other if call.name in _COMPARE and isinstance(other, int | float) else -1
+            for axes in inputs:
+                if axes.numbers is not None and bound < np.count_nonzero(axes.numbers):
+                    self.ledger.freeze(axes.numbers, f"{self.ledger.where} computes with the number of an expert")
 
     def rewritten(self, before: Axes, after: Axes) -> None:
         """Carry what an in-place operator did to a tensor over to its other views, labelled as before."""

@@ -399,6 +399,23 @@ def _compact_batch_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor
     return (_spread(out[0], dims, x.shape), *out[1:])
 
 
+def _compact_shares(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    # An expert that is gone has no share.
+    first = next(iter(bound))
+    x = bound[first]
+    dims = {d: i for d, i in kept.items() if d == bound["dim"] % x.dim()}
+    return _spread(func(**{**bound, first: _select(x, dims)}), dims, x.shape) if dims else None
+
+
+def _compact_topk(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    x = bound["self"]
+    dims = {d: i for d, i in kept.items() if d == bound["dim"] % x.dim()}
+    if not dims:
+        return None
+    values, places = func(**dict(bound, self=_select(x, dims)))
+    return values, next(iter(dims.values())).to(places.device)[places]
+
+
 def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
     # A removed row has norm 0, and 0/0 where the kept ones are wanted.
     dim = bound["dim"] % bound["v"].dim()
@@ -413,6 +430,8 @@ _COMPACT: dict[str, _Compact] = {
     **dict.fromkeys(
         ("aten::sum", "aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
          "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
+    **dict.fromkeys(("aten::_softmax", "aten::softmax", "aten::_safe_softmax"), _compact_shares),
+    "aten::topk": _compact_topk,
     "aten::native_layer_norm": _compact_layer_norm,
     "aten::_fused_rms_norm": _compact_layer_norm,
     "aten::rms_norm": _compact_layer_norm,

@@ -13,11 +13,11 @@ from torch import nn
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
-from secateur.graph.coupling import Coupling
+from secateur.graph.coupling import Coupling, Unit
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
 from secateur.method import Method, as_method
-from secateur.patterns import Channel, Layer
+from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.config import update_config
@@ -105,11 +105,14 @@ def plan_and_shrink(
     _check_method(method)
     if isinstance(method.pattern, Layer):
         return plan_and_shorten(model, method, example_inputs, loss_fn=loss_fn, batches=batches)
+    if isinstance(method.pattern, Expert):
+        how = replace(how, align=1)  # how many experts there are is no width of any product
     refuse_unsupported(model)
     args, kwargs = split_inputs(example_inputs)
     chooser = _Chooser(model, method, how, loss_fn, batches)
     before = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    shrunk = shrink(model, args, kwargs, chooser, exact=how.exact, linked=how.uniform)
+    unit: Unit = "expert" if isinstance(method.pattern, Expert) else "channel"
+    shrunk = shrink(model, args, kwargs, chooser, exact=how.exact, linked=how.uniform, unit=unit)
     edits, obstacle = update_config(model, before, (args, kwargs), shrunk.undo)
     shrunk = replace(shrunk, plan=replace(shrunk.plan, edits=(*shrunk.plan.edits, *edits)))
     report = report_of(shrunk, chooser.skipped)
@@ -128,7 +131,7 @@ def _check_method(method: Method) -> None:
         PatternError: For patterns of single weights.
         RecipeError: For overrides.
     """
-    if not isinstance(method.pattern, Channel | Layer):
+    if not isinstance(method.pattern, Channel | Expert | Layer):
         raise PatternError(
             "structural pruning removes whole units: the pattern must be Channel, Expert or Layer, got "
             f"{method.pattern}"

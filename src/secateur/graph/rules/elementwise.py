@@ -90,8 +90,16 @@ def roll(call: Call) -> None:
     order_matters(call, dims)
 
 
-@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "_softmax", "_log_softmax",
-      "softmax", "log_softmax", "_safe_softmax", "renorm")  # fmt: skip
+@rule("cumsum", "_softmax", "softmax", "_safe_softmax")
+def shares(call: Call) -> None:
+    """Every result along one dimension depends on others, but not on those that have no share: experts not chosen."""
+    axes = call.axes(call.first)
+    if axes.shape:
+        call.ledger.contest(axes, call["dim"] % len(axes.shape))
+    call.put(call.result, Axes(call.result.shape, axes.parts))
+
+
+@rule("cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "_log_softmax", "log_softmax", "renorm")
 def along_one(call: Call) -> None:
     """Every result along one dimension depends on all or on the earlier inputs."""
     dim = call["dim"]

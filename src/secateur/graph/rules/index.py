@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.graph.labels import Axes, Part
+from secateur.graph.labels import FIXED, Axes, Labels, Part
 from secateur.graph.record import Call
 from secateur.graph.rules._registry import rule
 
@@ -51,7 +52,8 @@ def index(call: Call) -> None:
         _masked(call, axes, indices, used)
         return
     for dim in used:
-        call.ledger.drop(axes, dim)
+        look_up(call, axes, dim, indices[dim])
+    parts_left = [p for p in axes.parts if not set(p.dims) & set(used)]
     looked = call.ledger.combine([call.axes(indices[d]) for d in used], _broadcast(indices, used))
     # The result of adjacent indices takes their place; otherwise it comes first.
     at = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
@@ -61,9 +63,19 @@ def index(call: Call) -> None:
         if dim not in used:
             before = sum(d not in used for d in range(dim))
             place[dim] = before if before < at else before + rank
-    parts = [Part([place[d] for d in p.dims], p.labels) for p in axes.parts]
+    parts = [Part([place[d] for d in p.dims], p.labels) for p in parts_left]
     parts += [p.moved(at) for p in looked.parts]
     call.put(out, Axes(out.shape, parts))
+
+
+def look_up(call: Call, axes: Axes, dim: int, index: Tensor) -> None:
+    """Fix a dimension that is indexed; where the index holds numbers of experts, the dimension counts these."""
+    numbers, labels = call.axes(index).numbers, axes.labels(dim)
+    if numbers is None or labels is None or labels.size > numbers.size:
+        call.ledger.drop(axes, dim)
+    else:
+        call.ledger.tie(labels, numbers[: labels.size])
+        call.ledger.contested.append((labels, call.ledger.where))
 
 
 _MASKS = (torch.bool, torch.uint8)
@@ -92,7 +104,8 @@ def gather(call: Call) -> None:
     """The gathered dimension is fixed; along the others the index counts too."""
     axes, dim = call.axes(call["self"]), call["dim"] % max(call["self"].dim(), 1)
     picked = call.axes(call["index"])
-    call.ledger.drop(axes, dim)
+    look_up(call, axes, dim, call["index"])
+    axes = Axes(axes.shape, [p for p in axes.parts if dim not in p.dims])
     out = call.result
     for d in range(len(axes.shape)):
         if d != dim and axes.shape[d] != picked.shape[d]:
@@ -104,8 +117,33 @@ def gather(call: Call) -> None:
     call.put(out, Axes(out.shape, combined.parts + extra))
 
 
-@rule("one_hot", "bucketize", "searchsorted", "histc", "bincount", "nonzero", "unique_dim", "_unique2",
-      "masked_select", "unique_consecutive", "masked_scatter", "put", "take", "index_fill")  # fmt: skip
+@rule("histc", "bincount")
+def count(call: Call) -> None:
+    """How often each value occurs; of numbers of experts, the result counts these."""
+    axes, out = call.axes(call.first), call.result
+    numbers = axes.numbers
+    if numbers is None or out.dim() != 1 or len(out) < numbers.size:
+        call.freeze()
+        return
+    rest = np.full(len(out) - numbers.size, FIXED)
+    call.put(out, Axes(out.shape, [Part([0], np.concatenate([numbers, rest]))]))
+
+
+@rule("nonzero")
+def nonzero(call: Call) -> None:
+    """Places that are not zero; along one dimension that counts experts, these are their numbers."""
+    axes, out = call.axes(call.first), call.result
+    labels = axes.labels(0) if len(axes.shape) == 1 else None
+    if labels is None:
+        call.freeze()
+        return
+    call.ledger.contested.append((labels, call.ledger.where))
+    call.put(out, Axes(out.shape))
+    call.axes(out).numbers = labels
+
+
+@rule("one_hot", "bucketize", "searchsorted", "unique_dim", "_unique2", "masked_select", "unique_consecutive",
+      "masked_scatter", "put", "take", "index_fill")  # fmt: skip
 def by_value(call: Call) -> None:
     """What comes out depends on values."""
     call.freeze()
@@ -152,9 +190,10 @@ def index_add(call: Call) -> None:
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(call: Call) -> None:
-    """The scattered dimension is fixed; the others are tied where the sizes agree."""
+    """The scattered dimension is fixed, or counts experts; the others are tied where the sizes agree."""
     operands = [call.axes(t) for t in call.tensors()]
     dim = call["dim"] % max(len(operands[0].shape), 1)
+    chosen = _scattered_numbers(call, operands, dim)
     for axes in operands:
         for d in range(len(axes.shape)):
             if d == dim or any(o.shape[d] != axes.shape[d] for o in operands):
@@ -162,4 +201,17 @@ def scatter(call: Call) -> None:
                     call.ledger.drop(other, d)
     shape = [1 if d == dim else s for d, s in enumerate(operands[0].shape)]
     joined = call.ledger.combine([Axes(shape, a.parts) for a in operands], shape)
-    call.put(call.result, Axes(operands[0].shape, joined.parts))
+    parts = joined.parts if chosen is None else [*joined.parts, Part([dim], chosen)]
+    call.put(call.result, Axes(operands[0].shape, parts))
+
+
+def _scattered_numbers(call: Call, operands: list[Axes], dim: int) -> Labels | None:
+    """Return the labels of a dimension that numbers of experts are scattered over; the first operand loses it."""
+    axes, numbers = operands[0], call.axes(call["index"]).numbers
+    labels = axes.labels(dim)
+    if numbers is None or labels is None or labels.size < numbers.size:
+        return None
+    call.ledger.tie(labels[: numbers.size], numbers)
+    call.ledger.freeze(labels[numbers.size :])
+    operands[0] = Axes(axes.shape, [p for p in axes.parts if p.dims != (dim,)])
+    return np.concatenate([numbers, np.full(labels.size - numbers.size, FIXED)])

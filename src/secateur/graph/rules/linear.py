@@ -206,13 +206,19 @@ def not_followed(call: Call) -> None:
 
 @rule("_grouped_mm")
 def grouped_mm(call: Call) -> None:
-    """Tokens sorted by expert, each run times its expert's matrix: (N, K) with (E, K, M); experts are fixed."""
+    """Tokens sorted by expert, each run times its expert's matrix: (N, K) with (E, K, M); ends of runs name experts."""
     ledger, a, b = call.ledger, call.axes(call["self"]), call.axes(call["mat2"])
     if len(a.shape) != 2 or len(b.shape) != 3:
         call.freeze()
         return
     call.macs = [[(a, 0), (a, 1), (b, 2)]]
-    ledger.drop(b, 0)
+    ends = call.axes(call["offs"]).labels(0)
+    if ends is None:
+        ledger.drop(b, 0)
+    else:
+        matrices = ledger.contest(b, 0)
+        if matrices is not None:
+            ledger.tie(matrices, ends)
     ledger.same(a, 1, b, 1)
     axes = Axes(call.result.shape, [p for p in a.parts if p.dims == (0,)] + _part(1, ledger.only(b, 2)))
     if call["bias"] is not None:

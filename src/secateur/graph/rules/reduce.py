@@ -45,7 +45,7 @@ def statistic(call: Call) -> None:
 
 
 @rule("max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all", "median", "nanmedian",
-      "mode", "kthvalue", "aminmax", "count_nonzero", "topk", "quantile", "nanquantile")  # fmt: skip
+      "mode", "kthvalue", "aminmax", "count_nonzero", "quantile", "nanquantile")  # fmt: skip
 def choice(call: Call) -> None:
     """An extreme or a position: the reduced dimensions are fixed."""
     axes = call.axes(call.first)
@@ -58,3 +58,17 @@ def choice(call: Call) -> None:
     for dim in dims:
         call.ledger.drop(axes, dim)
     _reduced(call, axes, dims, keep=call.result.dim() == rank)
+
+
+@rule("topk")
+def topk(call: Call) -> None:
+    """The highest of one dimension, and their numbers: where these look things up, the dimension counts experts."""
+    axes = call.axes(call.first)
+    dim = call["dim"] % max(len(axes.shape), 1)
+    labels = call.ledger.contest(axes, dim)
+    parts = [p for p in axes.parts if dim not in p.dims]
+    for out in call.outputs():
+        call.put(out, Axes(out.shape, parts))
+    if labels is not None:
+        call.ledger.chosen.append((labels, int(call["k"]), call.ledger.where))
+        call.axes(call.outputs()[1]).numbers = labels

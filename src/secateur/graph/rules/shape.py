@@ -184,6 +184,10 @@ def select(call: Call) -> None:
     out = Axes(call.result.shape, _without(axes, dim))
     if part is not None:  # the values may never be used: code takes an index for its shape
         out.owed.append((part.labels, call.ledger.where))
+        if call.number_read is not None and call.number_read[0] == call["index"]:
+            numbers = call.number_read[1]
+            if part.labels.size <= numbers.size:
+                call.ledger.tie(part.labels, numbers[: part.labels.size])
     call.put(call.result, out)
 
 
