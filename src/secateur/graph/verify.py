@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
 from secateur.graph.examples import Example
-from secateur.graph.labels import Axes, Ledger
+from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
 from secateur.graph.record import Leaf, Recorder, Watch, bind, flat_tensors, module_stack, op_name, quiet_forward
@@ -79,6 +79,16 @@ class Proof:
         )
 
 
+class _Loose(Ledger):
+    """Passes labels on and keeps no ties between them, which a proof does not ask for."""
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Do nothing."""
+
+    def freeze(self, labels: Labels, why: str | None = None) -> None:
+        """Do nothing."""
+
+
 class Reference(Recorder):  # type: ignore[no-untyped-call]
     """Runs the dense model with removed indices of its parameters at zero, statistics over kept channels only.
 
@@ -92,7 +102,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, leaves: list[Leaf], removed: NDArray[np.bool_], probe: Probe, rules: Rules) -> None:
-        ledger = Ledger()
+        ledger = _Loose()
         ledger.count = len(removed)
         super().__init__(ledger, rules, keep_ops=False)
         self.adopt(leaves)
