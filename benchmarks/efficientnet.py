@@ -38,13 +38,9 @@ from efficientnet_parts import (
     Dense,
     Distillation,
     Kept,
-    Lamp,
-    Sensitivity,
     compose,
     distil_,
     divergence,
-    fisher_probe,
-    probe,
     repair_,
     reset_,
 )
@@ -55,7 +51,7 @@ from secateur.errors import SecateurWarning
 from secateur.metrics import count_macs, measure_latency
 from secateur.patterns import Channel
 from secateur.pipeline.environment import machine, versions
-from secateur.scores import Coupled, Magnitude, NormScale, Random, Taylor
+from secateur.scores import Coupled, Lamp, Magnitude, NormScale, Random, Sensitivity, Taylor
 from secateur.structure import ShrinkReport
 from secateur.types import Allocation, GroupScore
 
@@ -136,7 +132,7 @@ class Criterion:
 
     Attributes:
         title: For the table.
-        score: Made for a bench, a model and a seed.
+        score: Made for a seed.
         allocate: How much where.
         loss: Gives the loss for scores that need gradients.
         seeds: Seeds.
@@ -145,7 +141,7 @@ class Criterion:
     """
 
     title: str
-    score: Callable[[Bench, nn.Module, int], GroupScore]
+    score: Callable[[int], GroupScore]
     allocate: Allocation
     loss: Callable[[Bench], Callable[[nn.Module, Any], Tensor]] | None = None
     seeds: tuple[int, ...] = (0,)
@@ -153,8 +149,8 @@ class Criterion:
     refit: bool = False
 
 
-def plain(score: GroupScore) -> Callable[[Bench, nn.Module, int], GroupScore]:
-    return lambda bench, model, seed: score
+def plain(score: GroupScore) -> Callable[[int], GroupScore]:
+    return lambda seed: score
 
 
 def dense_labels(bench: Bench) -> Callable[[nn.Module, Any], Tensor]:
@@ -171,31 +167,24 @@ def dense_labels(bench: Bench) -> Callable[[nn.Module, Any], Tensor]:
 
 def fisher_loss(bench: Bench) -> Callable[[nn.Module, Any], Tensor]:
     """A random direction of the softmax's Fisher matrix: the square of its derivative is the second order of the KL."""
-    generator = torch.Generator().manual_seed(0)
+    generator, fisher = torch.Generator().manual_seed(0), Sensitivity(temperature=4.0)
 
     def loss(model: nn.Module, photo: Tensor) -> Tensor:
         given: Tensor = model(photo)
-        return (given * fisher_probe(given, generator, 4.0)).sum()
+        return (given * fisher.directions(given, generator)).sum()
 
     return loss
 
 
 def sensitivity(*, per_mac: bool, centred: bool = True, temperature: float = 4.0) -> Any:
-    def score(bench: Bench, model: nn.Module, seed: int) -> GroupScore:
-        def make() -> Any:
-            return probe(model, bench.calibration[:SCORED], temperature=temperature, seed=seed)
-
-        probes = bench.once(f"probe {temperature}", make) if model is bench.dense else make()
-        return Sensitivity(probes, centred=centred, per_mac=per_mac)
-
-    return score
+    return lambda seed: Sensitivity(temperature=temperature, centred=centred, per_mac=per_mac, seed=seed)
 
 
 FILTERS = Coupled(Magnitude(), "sum", "out")
 GROUP_NORM = Coupled(Magnitude(p=2), "mean", "all", "mean")
 CRITERIA = {
     "random": Criterion(
-        "random, layerwise", lambda bench, model, seed: Coupled(Random(seed)), Layerwise(), seeds=(0, 1, 2)
+        "random, layerwise", lambda seed: Coupled(Random(seed)), Layerwise(), seeds=(0, 1, 2)
     ),
     "l1_filters_layerwise": Criterion("L1 of the producing filters, layerwise", plain(FILTERS), Layerwise()),
     "l1_filters_global": Criterion("L1 of the producing filters, global", plain(FILTERS), Global()),
@@ -239,11 +228,12 @@ def pruned(
         goal = target ** ((step + 1) / criterion.steps)
         method = Method(
             target=Target("macs", goal / left),
-            score=criterion.score(bench, bench.dense if step == 0 else model, seed + step),
+            score=criterion.score(seed + step),
             pattern=Channel(),
             allocate=criterion.allocate,
         )
-        batches = torch.split(bench.calibration[:SCORED], 1) if criterion.loss else None
+        # One photograph at a time where the loss is differentiated by weights, for squares of single samples.
+        batches = torch.split(bench.calibration[:SCORED], 1 if criterion.loss else 8)
         loss = criterion.loss(bench) if criterion.loss else None
         report = shrink_(model, method, bench.example, loss_fn=loss, batches=batches, align=align)
         first = first or report

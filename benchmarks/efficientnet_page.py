@@ -125,7 +125,8 @@ def _recipe(result: dict[str, Any]) -> str:
         "4. Distil the dense model's logits.\n\n"
         "Pruning in three steps, scores taken anew on the repaired model, was no better on the held-out photographs "
         "at 0.75. "
-        "`Sensitivity` and `repair_` in `benchmarks/efficientnet_parts.py` use the public API only"
+        "Step 1 and 2 are `secateur.scores.Sensitivity`; `repair_` in `benchmarks/efficientnet_parts.py` uses the "
+        "public API only"
         + (f"; {', '.join(seconds)}, on this shared machine" if seconds else "")
         + ".\n\n**Least squares** sets each 1×1 convolution to the fit of the dense layer's outputs from the inputs "
         "that are left, one layer after the other, before its batch norm is re-matched. It gains little where little "

@@ -1,4 +1,4 @@
-"""What the EfficientNet benchmark adds to the library's own parts: two scores, a repair, and distillation."""
+"""What the EfficientNet benchmark adds to the library's own parts: a repair, and distillation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur import rematch_bn_
-from secateur.scores import Coupled, Magnitude
 from secateur.structure import ShrinkReport
-from secateur.types import GroupView, Stats
 
 # Shapes: N photographs, P positions, C channels in, O channels out, U units
 
@@ -27,101 +25,7 @@ POSITIONS = 64
 """Places of a feature map that the least-squares fit looks at, for each photograph."""
 
 
-# -- scores
-
-
-@dataclass(frozen=True)
-class Lamp:
-    """Squared score over the sum of those at least as large, group by group.
-
-    Reference: Jaeho Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2021; here on whole units.
-    """
-
-    score: Coupled = field(default_factory=lambda: Coupled(Magnitude(), "l2"))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the inner score needs."""
-        return self.score.needs
-
-    def units(self, group: GroupView, stats: Stats) -> Tensor | None:
-        """Return one score per unit."""
-        inner = self.score.units(group, stats)
-        if inner is None:
-            return None
-        square, order = inner.double().square().sort()
-        at_least = square.flip(0).cumsum(0).flip(0)
-        return torch.empty_like(square).scatter(0, order, square / at_least.clamp_min(1e-300))
-
-
-@dataclass(frozen=True)
-class Probes:
-    """First-order changes of the outputs, one random direction per photograph.
-
-    Attributes:
-        products: Module -> (N, C): sum over positions of gradient times input of the module.
-        gradients: Module -> (N, C): sum over positions of the gradient.
-        means: Module -> (C,): mean input.
-        positions: Parameter -> how often a forward multiplies by each of its elements.
-    """
-
-    products: dict[str, Tensor]
-    gradients: dict[str, Tensor]
-    means: dict[str, Tensor]
-    positions: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    r"""Expected KL divergence, to second order, when a unit is replaced by its mean; optionally per multiplication.
-
-    With :math:`a_u` what unit :math:`u` hands to the layers that read it, and :math:`v \sim N(0, F)`, F the Fisher
-    matrix of the dense model's own softmax:
-
-    .. math:: S_u = \tfrac1N \sum_n \Bigl(\sum_{\text{readers, positions}} \frac{\partial (v_n \cdot z)}{\partial a_u}
-              (a_u - c\,\bar a_u)\Bigr)^2
-
-    whose expectation is :math:`\delta^T F \delta` with :math:`\delta` the first-order change of the logits. Labels are
-    not needed. With ``centred`` (c = 1) it is the mean, which batch-norm re-matching restores, that counts as free.
-
-    Args:
-        probes: From :func:`probe`, on the very model that is pruned.
-        centred: Whether the unit is replaced by its mean (or by zero).
-        per_mac: Divide by the multiplications that the unit costs: what a budget of MACs should rank by.
-    """
-
-    probes: Probes = field(repr=False)
-    centred: bool = True
-    per_mac: bool = False
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: the probes are here."""
-        return frozenset()
-
-    def units(self, group: GroupView, stats: Stats) -> Tensor | None:
-        """Return one score per unit, or ``None`` where nothing that was probed reads the units."""
-        total, cost = torch.zeros(()), torch.zeros(())
-        for member in group.members:
-            parameter = member.name.partition("@")[0]
-            module = parameter.rpartition(".")[0]
-            cost = cost + member.values.shape[1] * self.probes.positions.get(parameter, 0)
-            product = self.probes.products.get(module)
-            if member.role != "in" or product is None or product.shape[1] != group.units:
-                continue
-            free = self.probes.gradients[module] * self.probes.means[module] if self.centred else 0.0
-            total = total + (product - free)
-        if total.dim() != 2:
-            return None
-        score = total.double().square().mean(0)
-        return score / cost.clamp_min(1.0) if self.per_mac else score
-
-
-def fisher_probe(logits: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-    """Return random directions whose covariance is the Fisher matrix of the softmax: diag(p) - p p^T."""
-    p = (logits.detach() / temperature).softmax(1)
-    noise = p.sqrt() * torch.randn(p.shape, generator=generator)
-    return noise - p * noise.sum(1, keepdim=True)
+# -- layers
 
 
 def readers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -140,49 +44,6 @@ def hooked(handles: list[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def probe(model: nn.Module, photos: Tensor, *, temperature: float = 1.0, seed: int = 0, batch: int = 8) -> Probes:
-    """Push random Fisher directions back through the model, and record what reaches the inputs of its layers."""
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    inputs: dict[str, Tensor] = {}
-    positions: dict[str, int] = {}
-
-    def before(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            # A view of its own, so that the gradient is what comes back through this reader alone.
-            inputs[name] = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_()
-            return (inputs[name],)
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            positions[f"{name}.weight"] = out[0, 0].numel()
-
-        return hook
-
-    read = readers(model)
-    handles = [m.register_forward_pre_hook(before(n)) for n, m in read.items()]
-    counted = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    handles += [m.register_forward_hook(after(n)) for n, m in counted.items()]
-    products: dict[str, list[Tensor]] = {n: [] for n in read}
-    gradients: dict[str, list[Tensor]] = {n: [] for n in read}
-    sums = dict.fromkeys(read, torch.zeros(()))
-    with hooked(handles), torch.enable_grad():
-        for part in torch.split(photos, batch):
-            logits = model(part)
-            direction = fisher_probe(logits, generator, temperature)
-            found = torch.autograd.grad((logits * direction).sum(), [inputs[n] for n in read])
-            for name, gradient in zip(read, found, strict=True):
-                there = [d for d in range(gradient.dim()) if d > 1]
-                a = inputs[name].detach()
-                products[name].append((gradient * a).sum(there) if there else gradient * a)
-                gradients[name].append(gradient.sum(there) if there else gradient)
-                sums[name] = sums[name] + a.mean([0, *there]) * len(part) / len(photos)
-    joined = {n: torch.cat(p) for n, p in products.items()}
-    return Probes(joined, {n: torch.cat(g) for n, g in gradients.items()}, sums, positions)
 
 
 # -- repair
@@ -419,14 +280,9 @@ __all__ = [
     "Dense",
     "Distillation",
     "Kept",
-    "Lamp",
-    "Probes",
-    "Sensitivity",
     "compose",
     "distil_",
     "divergence",
-    "fisher_probe",
-    "probe",
     "repair_",
     "reset_",
 ]

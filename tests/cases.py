@@ -68,7 +68,23 @@ GROUP_SCORES = (
     Case("taylor"),
     Case("taylor", {"form": "absolute"}),
     Case("taylor", {"form": "signed"}),
+    Case("lamp"),
+    Case("activation_taylor"),
+    Case("activation_taylor", {"form": "square", "normalise": "mean"}),
+    Case("activation_taylor", {"form": "signed", "normalise": "max"}),
+    Case("activation_taylor", {"form": "descent", "normalise": "none"}),
+    Case("activation"),
+    Case("activation", {"statistic": "rms", "normalise": "l2"}),
+    Case("activation", {"statistic": "deviation", "normalise": "mean"}),
+    Case("activation", {"statistic": "nonzero"}),
+    Case("sensitivity"),
+    Case("sensitivity", {"outputs": "values", "centred": False, "per_mac": True}),
     Case("block_influence"),
+)
+
+PENALTIES = (
+    Case("scale_l1"),
+    Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
 )
 
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
@@ -92,6 +108,7 @@ SCHEDULES = (
 CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
+    "penalty": PENALTIES,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,

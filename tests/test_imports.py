@@ -16,6 +16,7 @@ PARTS = {
     "stats",
     "scores",
     "patterns",
+    "penalties",
     "allocate",
     "recover",
     "metrics",

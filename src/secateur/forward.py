@@ -21,10 +21,15 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 @contextmanager
 def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode; restore each submodule's own flag on exit, frozen ones included."""
+    """Put the model in evaluation mode; restore each submodule's own flag on exit, frozen ones included.
+
+    Only flags are set. A ``train`` method that does more, such as merging adapters into the weights, is not called: it
+    would change weights for good.
+    """
     flags = {module: module.training for module in model.modules()}
-    if any(flags.values()):
-        model.eval()
+    for module, training in flags.items():
+        if training:
+            module.training = False
     try:
         yield
     finally:

@@ -248,11 +248,13 @@ def _threshold(flat: Sequence[Tensor], costs: Sequence[float | Tensor], need: fl
     below, prefix = 0.0, 0
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
         first = shift == bits - _DIGIT
-        histogram = torch.zeros(_BINS, dtype=torch.float64)
+        histogram = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
         for digits, _, cost in _digits(candidates, bits, shift, first):
             histogram += _count(digits, cost)
         reached = histogram.cumsum(0)
-        bin_ = min(int(torch.searchsorted(reached, torch.tensor(need - below, dtype=torch.float64))), _BINS - 1)
+        bin_ = min(
+            int(torch.searchsorted(reached, torch.tensor(need - below, dtype=torch.float64, device="cpu"))), _BINS - 1
+        )
         below += float(reached[bin_] - histogram[bin_])
         prefix = prefix << _DIGIT | bin_
         if shift:
@@ -294,4 +296,4 @@ def _unkey(prefix: int, bits: int) -> float:
     raw = key if key < 1 << (bits - 1) else key ^ ((1 << (bits - 1)) - 1)
     signed = raw - (1 << bits) if raw >> (bits - 1) else raw
     integer, floating = (torch.int64, torch.float64) if bits == 64 else (torch.int32, torch.float32)
-    return float(torch.tensor([signed], dtype=integer).view(floating)[0])
+    return float(torch.tensor([signed], dtype=integer, device="cpu").view(floating)[0])

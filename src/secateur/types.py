@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.nn import Module
 
 Tensors = Mapping[str, Tensor]
 """Tensors keyed by the qualified name of the parameter they belong to."""
@@ -160,6 +161,20 @@ class GroupScore(Protocol):
 
 
 @runtime_checkable
+class OutputScore(GroupScore, Protocol):
+    """A group score without labels: it says itself in which directions a change of the outputs matters."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the directions."""
+        ...
+
+    def directions(self, outputs: Tensor, generator: Generator) -> Tensor:
+        """Return one random direction per sample, of the outputs' shape."""
+        ...
+
+
+@runtime_checkable
 class Pattern(Protocol):
     """What is removed together. Axis order and padding are the pattern's business alone."""
 
@@ -205,6 +220,39 @@ class Allocation(Protocol):
 
     def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
         """Return the number of units that stay in each weight, at a total cost of at most ``kept``."""
+        ...
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """A term R(w; s) that presses on weights during training, with a state s of tensors. Its functions are pure.
+
+    :class:`~secateur.penalties.Penalised` calls them around an optimizer's steps and keeps the state. A penalty acts
+    before a step, by its gradient; or after it, by its proximal step, the only way to exact zeros; or both.
+    """
+
+    def parameters(self, model: Module) -> tuple[str, ...]:
+        """Return the names of the parameters that it presses on."""
+        ...
+
+    def start(self, weights: Tensors) -> dict[str, Tensor]:
+        """Return the state before the first step; empty where nothing changes from step to step."""
+        ...
+
+    def value(self, weights: Tensors, state: Tensors) -> Tensor:
+        """Return R, one differentiable number."""
+        ...
+
+    def gradient(self, weights: Tensors, state: Tensors) -> dict[str, Tensor]:
+        """Return dR/dw (a subgradient where there is none), or nothing where it acts by the proximal step alone."""
+        ...
+
+    def proximal(self, weights: Tensors, state: Tensors, rates: Tensors) -> dict[str, Tensor]:
+        """Return argmin_x (x - w)^2 / (2 rate) + R(x) for a step's rates, one per weight or element, or nothing."""
+        ...
+
+    def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
+        """Return the state for the next step: after step number ``step``, and the loss, if somebody told it."""
         ...
 
 

@@ -1,8 +1,10 @@
 """Small modules of every kind: pruned exactly, or frozen, or refused with a reason; none may come back different."""
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from secateur.patterns import Channel
 from secateur.structure import ShrinkReport, shrink_
 from secateur.targets import Target
 from tests.graph.modules import HARD, PLAIN, UNSTEADY, Case
+from tests.graph.modules_more import MORE, ramp
 
 METHOD = Method(target=Target("channels", 0.6), pattern=Channel(), allocate=Layerwise())
 
@@ -74,12 +77,52 @@ def test_plain_modules_are_pruned_exactly(case: Case) -> None:
     check(case, small, report)
 
 
-@pytest.mark.parametrize("case", HARD, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*HARD, *MORE], ids=lambda c: c.name)
 def test_hard_modules_never_come_back_different(case: Case) -> None:
     result, small, report = outcome(case)
     assert result in case.expect or (result == "refused" and "frozen" in case.expect), case.why
     if report is not None:
         check(case, small, report)
+
+
+@pytest.mark.parametrize("name", ["training flip", "many exits", "nested branch"])
+def test_what_the_example_does_not_do_is_right_too(name: str) -> None:
+    (case,) = (c for c in MORE if c.name == name)
+    result, small, report = outcome(case)
+    assert result == "pruned"
+    assert report is not None
+    dense = masked(built(case), report)
+    for training in (False, True):
+        for seed in (0, 1, 2):
+            ours, theirs = run(small.train(training), case, seed), run(dense.train(training), case, seed)
+            assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_recordings_leave_no_trace() -> None:
+    (case,) = (c for c in MORE if c.name == "remembers in an object")
+    model: Any = built(case)
+    (x,) = case.inputs(0)
+    before = x.clone(), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    shrink_(model, METHOD, (x,))
+    assert model.notes.last is None
+    assert model.notes.table == {"calls": {"rows": []}}
+    assert model.notes.count == [torch.zeros(1)]
+    adds, draws = (built(next(c for c in MORE if c.name == name)) for name in ("adds to its input", "draws outside"))
+    for other in (adds, draws):
+        shrink_(other, METHOD, (x,))
+    assert torch.equal(x, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[2:]
+
+
+def test_tables_that_outlive_the_model_keep_their_dtype() -> None:
+    (case,) = (c for c in MORE if c.name == "cached by batch size")
+    ramp.cache_clear()
+    model = built(case)
+    shrink_(model, METHOD, case.inputs(0))
+    for rows in (1, 2, 3):
+        assert ramp(rows).dtype == torch.float32
+        model(torch.randn(rows, 12))
 
 
 def check(case: Case, small: nn.Module, report: ShrinkReport) -> None:

@@ -7,16 +7,25 @@ from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError
 from secateur.method import Method
 from secateur.patterns import PATTERNS, UNIT_PATTERNS
+from secateur.penalties import PENALTIES
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
-from secateur.testing import check_allocation, check_group_score, check_pattern, check_schedule, check_score
-from secateur.types import Allocation, GroupScore, Pattern, Score, UnitPattern
+from secateur.testing import (
+    check_allocation,
+    check_group_score,
+    check_pattern,
+    check_penalty,
+    check_schedule,
+    check_score,
+)
+from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
+    "penalty": PENALTIES,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
@@ -55,6 +64,13 @@ def test_pattern(case: cases.Case) -> None:
     pattern = PATTERNS[case.name](**case.kwargs)
     assert isinstance(pattern, Pattern)
     check_pattern(pattern)
+
+
+@pytest.mark.parametrize("case", cases.PENALTIES, ids=str)
+def test_penalty(case: cases.Case) -> None:
+    penalty = PENALTIES[case.name](**case.kwargs)
+    assert isinstance(penalty, Penalty)
+    check_penalty(penalty)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

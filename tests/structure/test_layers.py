@@ -1,6 +1,7 @@
 """Whole residual blocks: found, scored, taken out, proven, replayed, and refused with nothing changed."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,7 @@ def test_a_place_that_is_a_value_is_not_counted_anew() -> None:
     report = shrink_(net, layers(score=Random(seed=3)), X)
     assert [layer.layer_idx for layer in net.layers] == [i for i in range(6) if i not in places(report)]
     assert verify(dense, net, X, report).equal
+    assert verify(dense, net, X) == verify(dense, net, X, report)
 
 
 def test_torchs_own_encoder() -> None:
@@ -301,7 +303,12 @@ def test_files_replay_one_round_or_several(tmp_path: Path) -> None:
     assert torch.equal(fresh(X), net(X))
     second = shrink_(net, Method(target=Target("macs", 0.5), pattern=Channel()), X)
     third = shrink_(net, layers(0.7), X)
-    save_pruned(tmp_path / "three", net, [first, second, third])
+    save_pruned(tmp_path / "three", net)
+    assert [p.to_dict() for p in load_plans(tmp_path / "three" / "plan.json")] == [
+        json.loads(json.dumps(r.plan.to_dict())) for r in (first, second, third)
+    ]
+    with pytest.raises(PlanError, match="shrunk in 3 rounds"):
+        verify(made(width=32), net, X)
     fresh = made(width=32)
     assert len(load_pruned(fresh, tmp_path / "three")) == 3
     assert torch.equal(fresh(X), net(X))
@@ -315,6 +322,8 @@ def test_files_replay_one_round_or_several(tmp_path: Path) -> None:
         load_pruned(once, tmp_path / "one")
     with pytest.raises(PlanError, match="no plan to write"):
         save_pruned(tmp_path / "none", net, [])
+    with pytest.raises(PlanError, match="is a copy of one that has"):
+        save_pruned(tmp_path / "none", copy.deepcopy(net))
 
 
 def test_a_plan_can_be_given_back() -> None:

@@ -20,7 +20,17 @@ from secateur.graph.plan import Edit, Plan
 from secateur.method import Method
 from secateur.patterns import NM, Channel
 from secateur.pruner import Pruner
-from secateur.scores import Coupled, GeometricMedian, Magnitude, NormScale, Taylor
+from secateur.scores import (
+    ActivationStatistic,
+    ActivationTaylor,
+    Coupled,
+    GeometricMedian,
+    Lamp,
+    Magnitude,
+    NormScale,
+    Sensitivity,
+    Taylor,
+)
 from secateur.structure import find_groups, load_pruned, make_plan, save_pruned, shrink_, verify
 from secateur.structure.scoring import unit_scores
 from secateur.structure.views import group_view
@@ -84,12 +94,25 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("allocate", [Layerwise(), Global(), Isomorphic()])
 @pytest.mark.parametrize(
     "score",
-    [Magnitude(), Coupled(Magnitude(2), "sum", "out"), NormScale(), GeometricMedian(), Taylor(), Taylor("absolute")],
+    [
+        Magnitude(),
+        Coupled(Magnitude(2), "sum", "out"),
+        NormScale(),
+        GeometricMedian(),
+        Taylor(),
+        Taylor("absolute"),
+        Lamp(),
+        ActivationTaylor(),
+        ActivationStatistic("nonzero"),
+        Sensitivity(per_mac=True),
+        Sensitivity("values", centred=False),
+    ],
 )
 def test_target_is_met_by_the_real_count(net: nn.Module, score: Any, allocate: Any) -> None:
     before = state_of(net)
     method = Method(target=HALF, score=score, pattern=Channel(), allocate=allocate, exclude=("stem",))
-    report = make_plan(net, method, X, loss_fn=loss_fn, batches=[X], align=2)
+    loss = None if isinstance(score, Sensitivity | ActivationStatistic) else loss_fn
+    report = make_plan(net, method, X, loss_fn=loss, batches=[X], align=2)
     assert unchanged(net, before), "planning changes nothing"
     assert report.achieved is not None
     assert 0.3 < report.achieved <= 0.5

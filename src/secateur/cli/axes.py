@@ -25,9 +25,10 @@ class Axis:
         name: As in ``secateur ls AXIS``.
         question: What it answers.
         table: Table of the recipe that holds its field; empty at the top.
-        field: Field of the recipe that names its part.
+        field: Field of the recipe that names its part; empty where parts are for Python and single verbs only.
         parts: Name to factory.
         committed: Whether its cards lie in ``docs/methods``; torch's own parts are documented by torch.
+        home: Where Python imports its parts from, and how they are used, where no recipe names them.
     """
 
     name: str
@@ -36,17 +37,25 @@ class Axis:
     field: str
     parts: Mapping[str, Callable[..., Any]]
     committed: bool = True
+    home: tuple[str, str] = ("", "")
+
+    @property
+    def where(self) -> str:
+        """Where its parts are named."""
+        field = f"{self.table}.{self.field}" if self.table else self.field
+        return field or self.home[0]
 
 
 def axes() -> dict[str, Axis]:
     """Return every axis by name, in the order in which a run meets them."""
     from secateur.allocate import ALLOCATIONS
-    from secateur.patterns import PATTERNS
+    from secateur.patterns import PATTERNS, UNIT_PATTERNS
+    from secateur.penalties import PENALTIES
     from secateur.pipeline.optim import LEARNING_RATES, OPTIMIZERS
     from secateur.pipeline.tasks import TASKS
     from secateur.recover import RECOVERIES, reestimate_bn_, rematch_bn_
     from secateur.schedules import SCHEDULES
-    from secateur.scores import SCORES
+    from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
@@ -54,9 +63,33 @@ def axes() -> dict[str, Axis]:
     found = (
         Axis("target", "how much", "prune", "target", targets),
         Axis("score", "which weights matter", "prune", "score", SCORES),
+        Axis(
+            "unit-score",
+            "which units go, in physical pruning",
+            "",
+            "",
+            GROUP_SCORES,
+            home=("secateur.scores", "method = secateur.Method(target=target, score={}, pattern=Channel())"),
+        ),
         Axis("pattern", "what is removed together", "prune", "pattern", PATTERNS),
+        Axis(
+            "unit-pattern",
+            "what is cut out whole",
+            "",
+            "",
+            UNIT_PATTERNS,
+            home=("secateur.patterns", "method = secateur.Method(target=target, pattern={})"),
+        ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
+        Axis(
+            "penalty",
+            "what makes weights small during training",
+            "",
+            "",
+            PENALTIES,
+            home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
+        ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
         Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),
         Axis("optimizer", "what trains it", "train", "optimizer", OPTIMIZERS, committed=False),

@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,19 @@ _EXAMPLES: Mapping[str, Any] = {
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
     "absolute_gradient": "the mean absolute gradient of the loss over prune.score_batches batches",
+    "unit_product": "weight times gradient, added up per unit: loss_fn and batches",
+    "unit_product_square": "weight times gradient, added up per unit and squared per batch: loss_fn and batches",
+    "unit_product_absolute": "weight times gradient, added up per unit, its size per batch: loss_fn and batches",
+    "activation_product": "activation times gradient per unit and sample: loss_fn and batches",
+    "activation_product_absolute": "the size of activation times gradient per unit and sample: loss_fn and batches",
+    "activation_product_square": "activation times gradient per unit and sample, squared: batches",
+    "centred_product_square": "activation, less its mean, times gradient per unit and sample, squared: batches",
+    "stream_turn": "how far each block turns the stream that passes through it: batches without labels",
+    "unit_macs": "the multiplications that a unit costs, counted on the recorded forward",
+    "input_absolute": "what the layers that read a unit get, its mean size: batches without labels",
+    "input_square": "what the layers that read a unit get, its mean square: batches without labels",
+    "input_variance": "what the layers that read a unit get, its variance: batches without labels",
+    "input_nonzero": "what the layers that read a unit get, how often it is not zero: batches without labels",
 }
 
 
@@ -124,7 +137,7 @@ def card(axis: Axis, name: str) -> Card:
         summary,
         body,
         options,
-        tuple(_needs(factory, options)) if axis.name == "score" else (),
+        tuple(_needs(factory, options)) if axis.name in ("score", "unit-score") else (),
         () if foreign else (*doc.raises.values(), *_checks(factory)),
         _recipe(axis, name, options),
         "" if foreign else doc.references,
@@ -137,8 +150,15 @@ def _options(factory: Callable[..., Any], doc: Docstring) -> Iterator[Option]:
         if name == "params":  # of an optimizer; the run fills it in
             continue
         required = parameter.default is inspect.Parameter.empty
-        default = None if required else parameter.default
+        default = None if required else _plain_default(factory, parameter)
         yield Option(name, type_words(hints.get(name, Any)), required, default, doc.arguments.get(name, ""))
+
+
+def _plain_default(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Return a default; a part that is made anew each time as text."""
+    made = {f.name: f.default_factory for f in fields(factory)} if is_dataclass(factory) else {}
+    maker = made.get(parameter.name, MISSING)
+    return parameter.default if maker is MISSING else repr(maker())
 
 
 def type_words(hint: Any) -> str:
@@ -168,23 +188,29 @@ def _checks(factory: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str]:
-    """Say what a score must have collected, over all values of its options that are words."""
+    """Say what a score must have collected, by the values of the option that it depends on, if one does."""
     required = {o.name: _EXAMPLES.get(o.name) for o in options if o.required}
     hints = typing.get_type_hints(factory)
-    choices = [(n, value) for n, h in hints.items() if typing.get_origin(h) is Literal for value in typing.get_args(h)]
-    variants = [{name: value} for name, value in choices] or [{}]
-    seen: dict[frozenset[str], list[dict[str, Any]]] = {}
-    for variant in variants:
-        seen.setdefault(factory(**{**required, **variant}).needs, []).append(variant)
+    words = {name: typing.get_args(h) for name, h in hints.items() if typing.get_origin(h) is Literal}
+    by_needs: dict[frozenset[str], list[str]] = {}
+    for name, choices in words.items():
+        found: dict[frozenset[str], list[str]] = {}
+        for value in choices:
+            found.setdefault(factory(**{**required, name: value}).needs, []).append(json.dumps(value))
+        if len(found) > 1:
+            by_needs = {needs: [f"{name} = {values[0]}", *values[1:]] for needs, values in found.items()}
+            break
+    by_needs = by_needs or {factory(**required).needs: []}
     out = []
-    for needs, when in seen.items():
+    for needs, when in by_needs.items():
         what = ", ".join(_STATISTICS.get(name, name) for name in sorted(needs)) or "nothing but the weights"
-        values = " or ".join(json.dumps(value) for variant in when for value in variant.values())
-        out.append(what if len(seen) == 1 else f"{what} ({next(iter(when[0]))} = {values})")
+        out.append(f"{what} ({' or '.join(when)})" if when else what)
     return out
 
 
 def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
+    if not axis.field:
+        return _python(axis, name, options)
     head = f"[{axis.table}]\n" if axis.table else ""
     if axis.name == "target":
         return f"{head}target = {{ {name} = {TARGETS[name][0]} }}"
@@ -202,6 +228,22 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if len(inline) <= 72:
         return head + inline
     return "\n".join([f"[{axis.table}.{axis.field}]", *pairs])  # TOML lets no inline table go over lines
+
+
+def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
+    """Write how Python uses a part that no recipe names: every option whose default is a plain value."""
+    factory = axis.parts[name]
+    home, use = axis.home
+    plain = inspect.signature(factory).parameters
+    values = [(o.name, o.default) for o in options if isinstance(o.default, bool | int | float | str | tuple)]
+    shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in values if plain[n].default == v]
+    also = ["Penalised"] if "Penalised" in use else []
+    imported = ", ".join(sorted([*also, factory.__name__]))
+    part = f"{factory.__name__}({', '.join(shown)})"
+    use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels
+    if len(use.format(part)) > 100:
+        return f"from {home} import {imported}\n\npart = {part}\n{use.format('part')}"
+    return f"from {home} import {imported}\n\n{use.format(part)}"
 
 
 def toml(value: Any) -> str:
@@ -222,7 +264,8 @@ def markdown(shown: Card) -> str:
     """
     parts = [f"# {shown.axis}: {shown.name}", paragraph(shown.summary)]
     parts += [_block(block) for block in shown.body]
-    parts += ["## Recipe", f"```toml\n{shown.recipe}\n```"]
+    title, language = ("Recipe", "toml") if axis_named(shown.axis).field else ("In Python", "python")
+    parts += [f"## {title}", f"```{language}\n{shown.recipe}\n```"]
     if shown.options:
         rows = [
             f"| `{o.name}` | {_cell(o.type)} | {'required' if o.required else _default(o)} "
@@ -279,7 +322,7 @@ def plain(shown: Card) -> Iterator[tuple[str, str]]:
             yield "table", block
         else:
             yield "paragraph", to_text(block)
-    yield "heading", "Recipe"
+    yield "heading", "Recipe" if axis_named(shown.axis).field else "In Python"
     yield "code", shown.recipe
     if shown.options:
         yield "heading", "Options"
@@ -305,7 +348,7 @@ def files() -> dict[str, str]:
     for axis in axes().values():
         if not axis.committed:
             continue
-        where = f"`{axis.table}.{axis.field}`" if axis.table else f"`{axis.field}`"
+        where = f"In a recipe: `{axis.where}`" if axis.field else f"In Python: `{axis.where}`"
         rows = []
         for name in _own(axis):
             shown = card(axis, name)
@@ -313,7 +356,7 @@ def files() -> dict[str, str]:
             rows.append(f"| [{name}]({axis.name}-{name}.md) | {_cell(paragraph(shown.summary))} |")
         index += [
             f"## {axis.name}: {axis.question}",
-            f"In a recipe: {where}",
+            where,
             "\n".join(["| name | |", "|---|---|", *rows]),
         ]
     out["README.md"] = "\n\n".join(index) + "\n"

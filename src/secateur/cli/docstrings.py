@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+import unicodedata
 from dataclasses import dataclass, field
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Example", "Examples", "References")
@@ -12,7 +13,8 @@ _SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Example", "Ex
 # LaTeX to characters; longest first, so that \leq is not read as \le and a q.
 _SYMBOLS = {
     r"\lfloor": "⌊", r"\rfloor": "⌋", r"\lceil": "⌈", r"\rceil": "⌉", r"\cdot": "·", r"\times": "×", r"\odot": "⊙",
-    r"\leq": "≤", r"\geq": "≥", r"\le": "≤", r"\ge": "≥", r"\neq": "≠", r"\approx": "≈", r"\sim": "~", r"\in": "∈",
+    r"\leq": "≤", r"\geq": "≥", r"\le": "≤", r"\ge": "≥", r"\neq": "≠", r"\ne": "≠", r"\succeq": "⪰",
+    r"\approx": "≈", r"\sim": "~", r"\in": "∈", r"\top": "T", r"\lVert": "‖", r"\rVert": "‖", r"\leftarrow": "←",
     r"\to": "→", r"\partial": "∂", r"\nabla": "∇", r"\infty": "∞", r"\dots": "…", r"\ldots": "…", r"\cdots": "…",
     r"\sum": "Σ", r"\prod": "Π", r"\max": "max", r"\min": "min", r"\log": "log", r"\exp": "exp", r"\pm": "±",
     r"\alpha": "α", r"\beta": "β", r"\gamma": "γ", r"\delta": "δ", r"\epsilon": "ε", r"\varepsilon": "ε",
@@ -21,9 +23,12 @@ _SYMBOLS = {
     r"\qquad": "   ", r"\quad": "  ", r"\,": "\u2009", r"\;": "\u2009", r"\:": "\u2009", r"\!": "",
     r"\ ": " ", r"\|": "‖", r"\{": "{", r"\}": "}", r"\_": "_", r"\%": "%", r"\#": "#", r"\&": "&",
 }  # fmt: skip
-_SIZES = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|displaystyle)(?![A-Za-z])\.?")
+_SIZES = re.compile(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|displaystyle|textstyle)(?![A-Za-z])\.?")
 _WORDS = re.compile(r"\\(?:text|texttt|textbf|mathrm|mathbf|mathit|operatorname)\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[td]?frac(?:\{([^{}]*)\}|(\w))(?:\{([^{}]*)\}|(\w))")
+_UNDER = re.compile(r"\\underset\{([^{}]*)\}\{([^{}]*)\}(?:\\;)?")
+_ACCENT = re.compile(r"\\(bar|hat)(?:\{(\w)\}| ?(\w))")
+_ACCENTS = {"bar": "\u0304", "hat": "\u0302"}
 _ROOT = re.compile(r"\\sqrt\{([^{}]*)\}")
 _SCRIPT = re.compile(r"([_^])\{([^{}]*)\}")
 _SUPERSCRIPT = str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
@@ -150,12 +155,16 @@ def math_to_text(latex: str) -> str:
         's_i = 1 - (1 - s_f)^(i / n),   i = 1 … n'
         >>> math_to_text(r"S = \tfrac1B \sum_b |w\,g_b|")
         'S = 1/B Σ_b |w g_b|'
+        >>> math_to_text(r"\underset{w \in P}{reduce}\; S(w) - \bar a")
+        'reduce_(w ∈ P) S(w) - ā'
     """
     text = _SIZES.sub("", latex)
+    text = _ACCENT.sub(lambda m: unicodedata.normalize("NFC", (m[2] or m[3]) + _ACCENTS[m[1]]), text)
     before = ""
     while text != before:  # innermost braces first
         before = text
         text = _WORDS.sub(r"\1", text)
+        text = _UNDER.sub(r"\2_{\1}", text)
         text = _SCRIPT.sub(lambda m: _script(m[1], m[2]), text)
         text = _ROOT.sub(r"√(\1)", text)
         text = _FRACTION.sub(lambda m: f"{_atom(m[1] or m[2])}/{_atom(m[3] or m[4])}", text)

@@ -30,8 +30,7 @@ def ls(
     out = console()
     width = max(len(name) for parts in summaries.values() for name in parts)
     for one in chosen:
-        field = f"{one.table}.{one.field}" if one.table else one.field
-        put(out, Text.assemble((one.name, "bold"), f": {one.question} ", (f"({field})", "dim")))
+        put(out, Text.assemble((one.name, "bold"), f": {one.question} ", (f"({one.where})", "dim")))
         table = plain_table()
         table.show_header = False
         table.add_column(min_width=width, no_wrap=True)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Iterator
 
+    from rich.table import Table
+    from torch import Tensor, nn
+
+    from secateur.cli.source import Source
     from secateur.method import Method
     from secateur.structure import ShrinkReport
+    from secateur.types import GroupScore, Score
 
 _MODEL = typer.Argument(
     ..., help="package.module:factory, file.py:factory, a recipe file or a run directory.", metavar="MODEL"
@@ -30,8 +35,11 @@ def prune(
     target: str = typer.Option(
         ..., "--target", "-t", metavar="KIND=VALUE", help="macs=0.5, channels=0.6, compression_ratio=2, sparsity=0.5."
     ),
-    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel (heads included)."),
-    score: str = typer.Option("magnitude", "--score", "-s", help="An element or group score; see secateur ls score."),
+    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel, expert or layer."),
+    score: str = typer.Option("magnitude", "--score", "-s", help="See secateur ls score and secateur ls unit-score."),
+    score_args: list[str] = typer.Option(
+        [], "--score-arg", metavar="KEY=VALUE", help="An option of the score: form=square. Repeatable."
+    ),
     allocate: str = typer.Option("global", "--allocate", help="layerwise, global or isomorphic."),
     include: list[str] = typer.Option([], "--include", metavar="PATTERN", help="Prune only these. Repeatable."),
     exclude: list[str] = typer.Option([], "--exclude", metavar="PATTERN", help="Leave these alone. Repeatable."),
@@ -44,24 +52,27 @@ def prune(
 ) -> None:
     """Make a model physically smaller, prove the result, write it with its plan.
 
-    Channels, heads and neurons go from every tensor that they reach. Nothing is written unless the small model equals
-    the masked dense one.
+    Channels, heads and neurons (or experts, or whole residual blocks) go from every tensor that they reach. Nothing is
+    written unless the small model equals the masked dense one.
 
     For example:
     secateur prune net.py:make --weights net.pt --input 1,3,32,32 --target macs=0.5
     secateur prune runs/first --target channels=0.6 --allocate layerwise
+    secateur prune net.py:make --input 1,128:int64 --pattern layer -t macs=0.75
+    secateur prune recipe.toml -t macs=0.5 -s sensitivity --score-arg per_mac=true
     """
     from secateur.cli.show import console, print_json, put
     from secateur.cli.source import open_source
     from secateur.cli.watch import Watch
     from secateur.structure import save_pruned, shrink_
 
-    method = _method(target, pattern, score, allocate, include, exclude)
     source = open_source(model, weights=weights, base=base)
+    method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
     example = example_of(source, inputs)
+    data = _data(source, method.score) if method.score.needs - {"unit_macs"} else {}
     with Watch(source.name, quiet=as_json) as watch:
         watch.progress(0, 1, "pruning")
-        report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact)
+        report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact, **data)
         save_pruned(out, source.model, report)
     if as_json:
         print_json({"source": source.name, "written": str(out), **report.to_dict()})
@@ -102,13 +113,8 @@ def verify(
 
     source = open_source(model, weights=weights, base=base)
     small = copy.deepcopy(source.model)
-    plans = load_pruned(small, pruned)
-    if len(plans) > 1:
-        raise GraphError(
-            f"{pruned} was pruned in {len(plans)} rounds, with training in between perhaps: each was proven when it "
-            "was made, and there is no one dense model to compare the last with"
-        )
-    proof = prove(source.model, small, example_of(source, inputs), plans[0])
+    load_pruned(small, pruned)
+    proof = prove(source.model, small, example_of(source, inputs))
     if as_json:
         print_json(proof.to_dict())
     else:
@@ -133,32 +139,94 @@ def groups_table(report: ShrinkReport) -> Table:
     return table
 
 
-def _method(target: str, pattern: str, score: str, allocate: str, include: list[str], exclude: list[str]) -> Method:
+def _method(
+    target: str, pattern: str, score: Score | GroupScore, allocate: str, include: list[str], exclude: list[str]
+) -> Method:
     from secateur.allocate import ALLOCATIONS
     from secateur.errors import TargetError, check_choice
     from secateur.method import Method
-    from secateur.patterns import Channel
-    from secateur.scores import GROUP_SCORES, SCORES
+    from secateur.patterns import UNIT_PATTERNS, Channel
     from secateur.targets import Target
 
-    check_choice("--pattern", pattern, ["channel"])
     kind, _, value = target.partition("=")
     try:
         number = float(value)
     except ValueError:
         raise TargetError(f"--target {target!r}: expected KIND=NUMBER, such as macs=0.5") from None
-    parts: dict[str, Any] = {**SCORES, **GROUP_SCORES}
-    check_choice("--score", score, parts)
     check_choice("--allocate", allocate, list(ALLOCATIONS))
-    chosen = parts[score](seed=0) if score == "random" else parts[score]()
+    patterns: dict[str, Any] = {"channel": Channel, **UNIT_PATTERNS}
+    check_choice("--pattern", pattern, list(patterns))
     return Method(
         target=Target(kind, number),  # type: ignore[arg-type]  # refused by Target itself
-        score=chosen,
-        pattern=Channel(),
+        score=score,
+        pattern=patterns[pattern](),
         allocate=ALLOCATIONS[allocate](),
         include=tuple(include),
         exclude=tuple(exclude),
     )
+
+
+def _score(source: Source, name: str, options: list[str]) -> Score | GroupScore:
+    """Build a score from the options given, and from what the recipe says of the network."""
+    import inspect
+
+    from secateur.errors import RecipeError, check_choice, nearest
+    from secateur.scores import GROUP_SCORES, SCORES
+
+    parts: dict[str, Any] = {**SCORES, **GROUP_SCORES}
+    check_choice("--score", name, parts)
+    known = list(inspect.signature(parts[name]).parameters)
+    given: dict[str, Any] = {"seed": 0} if name == "random" else {}
+    if name == "sensitivity" and source.recipe is not None and source.recipe.task != "classification":
+        given["outputs"] = "values"
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise RecipeError(f"--score-arg {option!r}: expected KEY=VALUE, such as form=square")
+        if key not in known:
+            raise RecipeError(f"--score-arg {option!r}: {name} has no option {key!r}; {nearest(key, known)}")
+        given[key] = _value(value)
+    try:
+        made: Score | GroupScore = parts[name](**given)
+    except TypeError as error:
+        raise RecipeError(f"--score {name} cannot be built from {given}: {error}") from error
+    return made
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _data(source: Source, score: Score | GroupScore) -> dict[str, Any]:
+    """Return the loss and the batches of a recipe, for scores that need data."""
+    from secateur.errors import MissingStatsError
+    from secateur.pipeline.data import score_batches
+    from secateur.pipeline.factories import make_data
+    from secateur.pipeline.tasks import TASKS, loss_of, outputs_of
+    from secateur.types import OutputScore
+
+    recipe = source.recipe
+    if recipe is None:
+        raise MissingStatsError(
+            f"{score} looks at data, and {source.name} is a network alone: name a recipe or a run directory, or use "
+            "secateur.shrink_ with loss_fn and batches"
+        )
+    task, data = TASKS[recipe.task](), make_data(recipe.data.factory, recipe.data.args, base=source.base)
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        return outputs_of(model, batch[0]) if isinstance(score, OutputScore) else loss_of(task, model, batch)
+
+    def batches() -> Iterator[Any]:
+        return score_batches(data.train, recipe.seed, size=recipe.data.batch_size, count=recipe.prune.score_batches)
+
+    return {"loss_fn": run, "batches": batches}
 
 
 def example_of(source: Any, inputs: list[str]) -> Any:

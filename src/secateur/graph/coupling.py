@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 
 from secateur.errors import GraphError
 from secateur.graph.count import Total, size_along
-from secateur.graph.examples import Example, ScalarReads, other_ways
+from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
 from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forward
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
+
+_MOST_SEARCHES = 64
+"""Recordings of branches, those in search of unused parameters included."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class Trace:
         ops: Operators of the first forward, in order.
         unknown: Operators without a rule, and the modules that call them.
         examples: What was recorded in evaluation mode: the examples, and branches that they do not take themselves.
+        training: What was recorded in training mode; ``None`` where that fails.
     """
 
     ledger: Ledger
@@ -168,6 +173,7 @@ class Trace:
     ops: list[Op]
     unknown: dict[str, set[str]]
     examples: tuple[Example, ...] = ()
+    training: Example | None = None
 
 
 def trace(
@@ -180,8 +186,9 @@ def trace(
     """Record the forward on each of the examples; all of them constrain what can be pruned.
 
     Where Python reads truth values or numbers from tensors, the forward may have branches: each is recorded too, with
-    the answer turned round, unless it raises an error. Parameters that evaluation mode does not use (auxiliary
-    classifiers) get one more recording in training mode.
+    the answer turned round, unless it raises an error; and as long as there are parameters that no recording has used,
+    several answers at a time. One more recording is made in training mode, for what only
+    that does (auxiliary classifiers).
 
     Args:
         model: Runs in evaluation mode, without gradients; left as it was.
@@ -210,33 +217,67 @@ def trace(
         taken.append(example)
         return reads
 
-    ways: list[Example] = []
+    ways: deque[Example] = deque()
+    later: deque[Example] = deque()
     for number, example in enumerate(examples):
-        ways += other_ways(example, record(first if number == 0 else another(), example))
-    for way in ways:
+        reads = record(first if number == 0 else another(), example)
+        near = other_ways(example, reads)
+        ways += near[:MOST_WAYS]
+        later += near[MOST_WAYS:] + other_ways(example, reads, far=True)
+    for _ in range(_MOST_SEARCHES):
+        if not ways and later and _untouched(first):
+            ways.append(later.popleft())
+        if not ways:
+            break
+        way = ways.popleft()
         with suppress(GraphError):  # a guard that raises is no branch
-            record(another(), way)
-    if any(leaf.kind == "parameter" and i not in first.touched for i, leaf in enumerate(first.leaves)):
+            later += other_ways(way, record(another(), way))
+    training = _record_training(model, examples[0], first, another)
+    return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken), training)
+
+
+def _record_training(
+    model: nn.Module, example: Example, first: Recorder, another: Callable[[], Recorder]
+) -> Example | None:
+    """Record a forward in training mode, which may take other ways, and use parameters that evaluation leaves unused.
+
+    Batch norms need several samples. Some models want more inputs than they do in evaluation (targets): such a
+    recording is left out, and parameters that it would use are fixed.
+    """
+    tried = set[int]()
+    why = ""
+    for inputs in (example, *other_batches(example)):
         mode = another()
+        way = replace(inputs, training=True)
         try:
-            _record(model, mode, examples[0], training=True)
+            _record(model, mode, way)
+        except GraphError as error:
+            tried |= mode.touched
+            why = why or f"training mode, where {error}"
+        else:
             first.note(mode)
-        except GraphError as error:  # nobody knows what these parameters would have to follow
-            for i in mode.touched - first.touched:
-                ledger.freeze_all(Axes((), first.leaves[i].axes.parts), f"training mode, where {error}")
-    return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken))
+            return way
+    for i in tried - first.touched:  # nobody knows what they would have to follow
+        first.ledger.freeze_all(Axes((), first.leaves[i].axes.parts), why)
+    return None
 
 
-def _record(model: nn.Module, mode: Recorder, example: Example, *, training: bool = False) -> list[Any]:
+def _untouched(mode: Recorder) -> bool:
+    """Whether there are parameters that no recording has used."""
+    return any(leaf.kind == "parameter" and i not in mode.touched for i, leaf in enumerate(mode.leaves))
+
+
+def _record(model: nn.Module, mode: Recorder, example: Example) -> list[Any]:
     """Record one forward; return the scalars that Python read from tensors."""
     reads = ScalarReads()
-    with preserved(model), quiet_forward(model, training=training), module_stack(model, mode.stack), mode, reads:
+    quiet = quiet_forward(model, training=example.training)
+    with preserved(model), quiet, module_stack(model, mode.stack), mode, reads:
         out = example.run(model)
         mode.ledger.where = "an output of the model"
         results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
         for tensor in results:
             mode.ledger.freeze_all(mode.axes(tensor))
-    if not results and not training:
+    if not results and not example.training:
         raise GraphError(
             f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
             "return the results as tensors, in any container or object"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.record import call, op_name
+from secateur.graph.still import Still
 from secateur.graph.trees import mapped, tensors
 
 _READS = frozenset({"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"})
-_MOST_FLIPS = 6
+_FAR = 1e6
+
+MOST_WAYS = 6
+"""Branches of one example that are always taken."""
+
+_TURNS: dict[str, Callable[[Any], Any]] = {
+    "not": lambda value: not value,
+    "negative": lambda value: -value,
+    "large": lambda value: value + _FAR,
+    "small": lambda value: value - _FAR,
+}
+"""What a scalar read from a tensor can be turned into, to enter the other side of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -25,31 +38,28 @@ class Example:
     Attributes:
         args: Positional inputs.
         kwargs: Keyword inputs.
-        flip: Number of the scalar read from a tensor whose value is turned round, to enter the branch that the inputs
-            themselves do not take; ``None`` for none.
+        turns: Scalars read from tensors that are turned round, by number, to enter branches that the inputs themselves
+            do not take: (2, "not") for the third.
+        training: Whether the model is in training mode, without chance.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    flip: int | None = None
+    turns: tuple[tuple[int, str], ...] = ()
+    training: bool = False
 
     def run(self, model: nn.Module) -> Any:
-        """Call the model, inside whatever modes are active.
+        """Call the model, inside whatever modes are active, on copies of the inputs: a forward may change them.
 
         Raises:
             GraphError: When the forward fails.
         """
-        with self.answers():
-            return call(model, self.args, self.kwargs)
-
-    @contextmanager
-    def answers(self) -> Iterator[None]:
-        """Turn the chosen scalar round."""
-        if self.flip is None:
-            yield
-        else:
-            with ScalarReads(self.flip):
-                yield
+        args, kwargs = copies((self.args, self.kwargs))
+        with (
+            ScalarReads(dict(self.turns)) if self.turns else nullcontext(),
+            Still() if self.training else nullcontext(),
+        ):
+            return call(model, args, kwargs)
 
     def double(self) -> Example:
         """Return the example with floating-point inputs in float64."""
@@ -57,79 +67,112 @@ class Example:
 
 
 class ScalarReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the truth values and numbers that Python reads from tensors, and turns one of them round.
+    """Counts the truth values and numbers that Python reads from tensors, and turns some of them round.
 
     Args:
-        flip: Which one; ``None`` to count only.
+        turns: Which, and how; none to count only.
     """
 
-    def __init__(self, flip: int | None = None) -> None:
+    def __init__(self, turns: Mapping[int, str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flip = flip
+        self._turns = turns or {}
         self.reads: list[Any] = []
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Compute; answer otherwise if this is the one."""
+        """Compute; answer otherwise where asked to."""
         out = func(*args, **(kwargs or {}))
         if op_name(func) not in _READS:
             return out
         self.reads.append(out)
-        if self.flip == len(self.reads) - 1:
-            return not out if isinstance(out, bool) else -out
-        return out
+        turn = self._turns.get(len(self.reads) - 1)
+        fits = isinstance(out, bool) if turn == "not" else isinstance(out, float)
+        return _TURNS[turn](out) if turn is not None and fits else out
 
 
-def other_ways(example: Example, reads: list[Any]) -> list[Example]:
-    """Return the example with one read truth value or number turned round at a time.
+def other_ways(example: Example, reads: list[Any], *, far: bool = False) -> list[Example]:
+    """Return the example with one more truth value or number turned round at a time, after those that are already.
 
-    Whole numbers are left alone: they are counts and positions, and a negative one is an error, not a branch.
+    Whole numbers are left alone: they are counts and positions, and another one is an error, not a branch.
+
+    Args:
+        example: What was run.
+        reads: What it read.
+        far: Whether to make numbers very large and very small, rather than to change their sign.
     """
-    turned = [i for i, value in enumerate(reads) if isinstance(value, bool) or (type(value) is float and value != 0)]
-    return [replace(example, flip=i) for i in turned[:_MOST_FLIPS]]
+    first = example.turns[-1][0] + 1 if example.turns else 0
+    out = []
+    for number, value in enumerate(reads[first:], first):
+        out += [replace(example, turns=(*example.turns, (number, turn))) for turn in _turns_of(value, far)]
+    return out
+
+
+def _turns_of(value: Any, far: bool) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return () if far else ("not",)
+    if not isinstance(value, float) or not math.isfinite(value):
+        return ()
+    if far:
+        return "large", "small"
+    return ("negative",) if value else ()
+
+
+def copies(value: Any) -> Any:
+    """Return inputs with every tensor copied; one that occurs twice is one copy."""
+    made: dict[int, Tensor] = {}
+
+    def copy_of(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or isinstance(leaf, nn.Parameter):
+            return leaf
+        if id(leaf) not in made:
+            made[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+        return made[id(leaf)]
+
+    return mapped(copy_of, value)
 
 
 def unseen(example: Example, seed: int = 1) -> Example:
-    """Return inputs of the same shapes with other values: floats of the same spread, integers of the same range."""
-    generator = torch.Generator().manual_seed(seed)
+    """Return inputs of the same shapes with other values: floats of the same spread, integers of the same range.
+
+    Where all floats are alike, as in the zeros that stand for an image, they spread around that value.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def other(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.device.type == "meta" or not value.numel():
             return value
         if value.is_floating_point():
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(value)
             wide = value.float()
             spread = wide.std() if value.numel() > 1 else wide.abs().max()
-            return (wide.mean() + noise * (spread if spread > 0 else 0.0)).to(value.dtype)
+            if not spread > 0:
+                spread = 0.1 * wide.abs().max() if wide.any() else wide.new_ones(())
+            return (wide.mean() + noise * spread).to(value.dtype)
         if value.dtype in (torch.int64, torch.int32) and value.max() > 1:
-            order = torch.randperm(value.numel(), generator=generator)
+            order = torch.randperm(value.numel(), generator=generator, device="cpu")
             return value.flatten()[order.to(value.device)].reshape(value.shape)
         return value
 
     return replace(example, args=mapped(other, example.args), kwargs=mapped(other, example.kwargs))
 
 
-def made_up(example: Example) -> list[Example]:
-    """Return inputs of other values to try in turn: another number of samples, if there is one, then the same.
+def other_batches(example: Example) -> list[Example]:
+    """Return the example with one sample less and with one sample only (or two, if it is one); none without a batch."""
+    sizes = {t.shape[0] for t in tensors((example.args, example.kwargs)) if t.dim() > 0}
+    if len(sizes) != 1 or not next(iter(sizes)):
+        return []
+    (size,) = sizes
 
-    Two samples show what depends on their number as well as many do, and cost less; where the model refuses two, it
-    may accept one less than given. A single sample is given twice.
-    """
-    other = unseen(example)
-    sizes = {t.shape[0] for t in tensors((other.args, other.kwargs)) if t.dim() > 0}
-    batch = next(iter(sizes)) if len(sizes) == 1 else 0
-    numbers = dict.fromkeys((2 if batch > 2 else 0, batch - 1)) if batch > 1 else {2: None} if batch else {}
-    return [*(_of_size(other, number) for number in numbers if number), other]
+    def resized(new: int) -> Example:
+        def resize(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.dim():
+                return value
+            return value[:new] if new < size else torch.cat([value, value])
 
+        return replace(example, args=mapped(resize, example.args), kwargs=mapped(resize, example.kwargs))
 
-def _of_size(example: Example, number: int) -> Example:
-    def resize(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim():
-            return value
-        return value[:number] if len(value) >= number else torch.cat([value, value])
-
-    return replace(example, args=mapped(resize, example.args), kwargs=mapped(resize, example.kwargs))
+    return [resized(new) for new in ([2] if size == 1 else sorted({size - 1, 1}))]
 
 
 def _double(value: Any) -> Any:

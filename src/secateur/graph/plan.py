@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,15 @@ from secateur.errors import PlanError
 from secateur.graph.record import owned_tensors
 
 FORMAT = 1
+
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+"""What reading a document of another form may raise."""
+
+_MOST_INDICES = 2**27
+"""Kept indices of all tensors together, a gigabyte: a few bytes of JSON may claim any number."""
+
+_LARGEST = 2**31
+"""Sizes stay below it."""
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
 """Tensor name -> dimension -> kept indices, ascending."""
@@ -139,24 +150,31 @@ class Plan:
         try:
             if document["format"] != FORMAT:
                 raise PlanError(f"{source}: plan format {document['format']!r} is not {FORMAT}, the one this reads")
-            shapes, kept = {}, {}
+            shapes: dict[str, tuple[int, ...]] = {}
+            kept: dict[str, dict[int, NDArray[np.int64]]] = {}
+            room = _MOST_INDICES
             for name, entry in document["tensors"].items():
                 shape = tuple(int(s) for s in entry["shape"])
-                shapes[name] = shape
-                kept[name] = {
-                    int(d): _indices(f"{source}: {name}", runs, shape[int(d)]) for d, runs in entry["kept"].items()
-                }
+                shapes[name], kept[name] = shape, {}
+                for d, runs in entry["kept"].items():
+                    if d not in {str(i) for i in range(len(shape))}:
+                        raise PlanError(f"{source}: {name} of shape {shape} has no dimension {d!r}")
+                    kept[name][int(d)] = _indices(f"{source}: {name}", runs, shape[int(d)], room)
+                    room -= len(kept[name][int(d)])
             edits = tuple(Edit(str(e["module"]), str(e["attribute"]), e["old"], e["new"]) for e in document["edits"])
             for edit in edits:
-                if not _is_size(edit.old) or not _is_size(edit.new):
-                    raise PlanError(f"{source}: edit of {edit.module}.{edit.attribute} is not a size: {edit.new!r}")
+                if not _is_size(edit.old) or not _is_size(edit.new) or _rank(edit.old) != _rank(edit.new):
+                    raise PlanError(
+                        f"{source}: the edit of {edit.module}.{edit.attribute} from {edit.old!r} to {edit.new!r} is "
+                        "not that of a size"
+                    )
             drops = tuple(_drop(source, entry) for entry in document.get("drops", []))
             return cls(
                 str(document["model"]), shapes, kept, edits, str(document["weights"]), dict(document["info"]), drops
             )
         except PlanError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        except _DAMAGED as error:
             raise PlanError(f"{source}: not a plan: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -188,9 +206,12 @@ class Plan:
         if class_name(model) != self.model:
             raise PlanError(f"the plan was made for {self.model}, not for {class_name(model)}")
         tensors = {n: t for names, t, _ in owned_tensors(model) for n in names}
+        met: dict[int, str] = {}
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise PlanError(f"the plan shrinks {name!r}, which this {class_name(model)} does not have")
+            if met.setdefault(id(tensors[name]), name) != name:
+                raise PlanError(f"the plan shrinks {name!r} and {met[id(tensors[name])]!r}, which are one tensor")
             if tuple(tensors[name].shape) != shape:
                 raise PlanError(
                     f"{name} has shape {tuple(tensors[name].shape)}, the plan was made for {shape}"
@@ -200,11 +221,9 @@ class Plan:
             _check_drop(model, drop)
         for edit in self.edits:
             owner, attribute = owner_of(model, edit)
-            if getattr(owner, attribute) != edit.old and list_of(getattr(owner, attribute)) != list_of(edit.old):
-                raise PlanError(
-                    f"{edit.module}.{edit.attribute} is {getattr(owner, attribute)!r}, the plan was made for "
-                    f"{edit.old!r}"
-                )
+            value = getattr(owner, attribute)
+            if not _is_size(value) or list_of(value) != list_of(edit.old):
+                raise PlanError(f"{edit.module}.{edit.attribute} is {value!r}, the plan was made for {edit.old!r}")
         if weights and self.weights and digest(model) != self.weights:
             raise PlanError(
                 "the plan was made from other weights than this model has: its choice of channels means nothing here. "
@@ -223,10 +242,14 @@ class Plan:
         """
         self.check(model)
         undo = slice_(model, self.kept, ready)
-        for edit in self.edits:
-            undo.set(*owner_of(model, edit), like(edit.old, edit.new))
-        for drop in self.drops:
-            drop_(model, drop, undo)
+        try:
+            for edit in self.edits:
+                edit_(model, edit, undo)
+            for drop in self.drops:
+                drop_(model, drop, undo)
+        except BaseException:
+            undo.revert()
+            raise
         return undo
 
 
@@ -273,9 +296,25 @@ class Undo:
     """Changes made to a model, and the way back."""
 
     def __init__(self) -> None:
-        self._steps: list[Callable[[], None]] = []
+        self._steps: list[Callable[[], Any]] = []
+        self._twins: dict[int, Any] = {}
 
-    def add(self, step: Callable[[], None]) -> None:
+    def twin(self, model: nn.Module, held: Any) -> Any:
+        """Put a copy of an object that the model holds in its place, and return it: another model may hold it too.
+
+        A configuration is shared by all modules of a model, and often with the model's teacher.
+        """
+        if id(held) in self._twins:
+            return held
+        twin = copy.copy(held)
+        for holder in (*model.modules(), *self._twins.values()):
+            for name in [n for n, value in vars(holder).items() if value is held]:
+                self.set(holder, name, twin)
+        self._twins[id(twin)] = twin
+        self.add(lambda: self._twins.pop(id(twin)))
+        return twin
+
+    def add(self, step: Callable[[], Any]) -> None:
         """Remember how to revert a change just made."""
         self._steps.append(step)
 
@@ -301,10 +340,11 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tenso
     channels_last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(
         memory_format=torch.channels_last
     )  # fmt: skip
-    out = tensor.detach()
-    for dim, indices in kept.items():
-        out = out.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(out.device))
-    return out.contiguous(memory_format=torch.channels_last) if channels_last else out
+    with torch.inference_mode(mode=False), torch.no_grad():  # else it could not be trained any more
+        out = tensor.detach()
+        for dim, indices in kept.items():
+            out = out.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(out.device))
+        return out.contiguous(memory_format=torch.channels_last) if channels_last else out
 
 
 def slice_(model: nn.Module, kept: Kept, ready: Mapping[str, Tensor] | None = None) -> Undo:
@@ -358,7 +398,7 @@ def drop_(model: nn.Module, drop: Drop, undo: Undo) -> None:
     fill([(str(i) if numbered else key, entry) for i, (key, entry) in enumerate(kept)])
     undo.add(lambda: fill(list(before.items())))
     for name, attribute in drop.lists:
-        owner, last = owner_of(model, Edit(name, attribute, None, None))
+        owner, last = _owner_of(model, Edit(name, attribute, None, None), undo)
         items = getattr(owner, last)
         undo.set(owner, last, type(items)(item for i, item in enumerate(items) if i not in drop.places))
     for path, attribute in drop.positions:
@@ -406,11 +446,32 @@ def owner_of(model: nn.Module, edit: Edit) -> tuple[Any, str]:
     Raises:
         PlanError: When the model has no such module or attribute.
     """
+    return _owner_of(model, edit, None)
+
+
+def edit_(model: nn.Module, edit: Edit, undo: Undo) -> None:
+    """Change an attribute; an object on the way to it, such as a configuration, is the model's own copy from then on.
+
+    Raises:
+        PlanError: When the model has no such attribute, or it cannot be set.
+    """
+    owner, attribute = _owner_of(model, edit, undo)
+    try:
+        undo.set(owner, attribute, like(edit.old, edit.new))
+    except (AttributeError, TypeError) as error:
+        raise PlanError(f"{edit.module}.{edit.attribute} cannot be set: {error}") from error
+
+
+def _owner_of(model: nn.Module, edit: Edit, undo: Undo | None) -> tuple[Any, str]:
+    """Walk to the owner; with ``undo``, through copies that are the model's own."""
     *path, attribute = edit.attribute.split(".")
     try:
         owner: Any = model.get_submodule(edit.module)
         for name in path:
-            owner = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
+            held = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
+            if name.startswith("__") or isinstance(held, _NO_OWNERS) or not hasattr(held, "__dict__"):
+                raise AttributeError(name)
+            owner = held if undo is None or isinstance(held, nn.Module) else undo.twin(model, held)
         getattr(owner, attribute)
     except (AttributeError, KeyError) as error:
         raise PlanError(
@@ -419,9 +480,21 @@ def owner_of(model: nn.Module, edit: Edit) -> tuple[Any, str]:
     return owner, attribute
 
 
+_NO_OWNERS = (type, ModuleType, FunctionType, Tensor)
+"""What no size of a module is kept in."""
+
+
 def class_name(model: nn.Module) -> str:
     """Return the qualified class name."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def silence(model: nn.Module) -> str:
+    """Say that a model's answers prove nothing."""
+    return (
+        f"{class_name(model)} answers the example inputs with zeros, NaN or nothing only, whatever is pruned, so no "
+        "result could be proven. Give inputs with an ordinary answer"
+    )
 
 
 def digest(model: nn.Module) -> str:
@@ -430,7 +503,7 @@ def digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.named_parameters()):
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
-            value = tensor.detach()
+            value = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
             state.update(str(int(torch.hash_tensor(value).view(torch.int64))).encode())  # whatever the order
             state.update(value.flatten()[:1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
@@ -450,9 +523,11 @@ def runs_of(indices: NDArray[np.int64]) -> list[list[int]]:
     return [[int(a), int(b)] for a, b in zip(firsts, lasts, strict=True)]
 
 
-def _indices(where: str, runs: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
+def _indices(where: str, runs: Sequence[Sequence[int]], size: int, room: int) -> NDArray[np.int64]:
     out: list[NDArray[np.int64]] = []
     last = -1
+    if size > room:
+        raise PlanError(f"{where}: a dimension of {size} is more than a plan can hold")
     for low, high in runs:
         if type(low) is not int or type(high) is not int or not last < low <= high < size:
             raise PlanError(
@@ -483,9 +558,12 @@ def _drop(source: str, entry: Mapping[str, Any]) -> Drop:
 
 
 def _is_size(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(type(v) is int for v in value)
-    return type(value) is int
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return all(type(v) is int and abs(v) < _LARGEST for v in sizes)
+
+
+def _rank(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple) else -1
 
 
 def _is_pruned(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> bool:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.labels import Axes, Labels, Ledger
+from secateur.graph.state import same_randomness
 from secateur.graph.trees import tensors
 from secateur.graph.weak import ByTensor
 
@@ -328,10 +329,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Continue with the leaves of another recording."""
         for leaf in leaves:
             self._leaf_of[id(leaf.tensor)] = len(self.leaves)
-            storage = leaf.tensor.untyped_storage()._cdata
-            self._storage[storage] = -1 if storage in self._storage else len(self.leaves)
-            if leaf.kind != "buffer":
-                self._owner[storage] = len(self.leaves)
+            if has_storage(leaf.tensor):
+                storage = leaf.tensor.untyped_storage()._cdata
+                self._storage[storage] = -1 if storage in self._storage else len(self.leaves)
+                if leaf.kind != "buffer":
+                    self._owner[storage] = len(self.leaves)
             self.leaves.append(leaf)
             self._data.append(leaf.tensor.detach())
             self._axes[leaf.tensor] = Axes(leaf.axes.shape, leaf.axes.parts)
@@ -563,7 +565,10 @@ def quiet_forward(model: nn.Module, *, training: bool = False) -> Iterator[None]
                 module.training = True
         context.enter_context(torch.no_grad())
         context.enter_context(attention_fast_path(enabled=False))
-        context.enter_context(torch.random.fork_rng(devices=[]))
+        context.enter_context(same_randomness(model))
+        for kind in ("cpu", "cuda"):  # casts of an outer autocast would come between what is recorded and compared
+            if torch.is_autocast_enabled(kind):
+                context.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

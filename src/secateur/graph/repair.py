@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
 from secateur.graph.coupling import Coupling, iter_parts
-from secateur.graph.plan import Edit, Undo
+from secateur.graph.examples import copies
+from secateur.graph.plan import Edit, Undo, edit_
 from secateur.graph.record import UNTRACED, op_name, quiet_forward
 from secateur.graph.state import preserved
 
@@ -166,7 +167,7 @@ class Repair:
 
     def run(self) -> Failure | None:
         """Run the forward; return where it stopped, or ``None``."""
-        args, kwargs = self.inputs
+        args, kwargs = copies(self.inputs)
         check = ShapeCheck(self.expected)
         self.trials += 1
         try:
@@ -224,7 +225,7 @@ class Repair:
     def _try(self, edits: list[Edit], failure: Failure) -> Failure | None:
         mark = self.undo.count
         for edit in edits:
-            self._set(edit)
+            edit_(self.model, edit, self.undo)
         result = self.run()
         if result is not None and not _is_progress(failure, result):
             self.undo.revert(mark)
@@ -234,20 +235,13 @@ class Repair:
         if siblings and result is not None:
             mark = self.undo.count
             for edit in siblings:
-                self._set(edit)
+                edit_(self.model, edit, self.undo)
             together = self.run()
             if together is None or together.step >= result.step:
                 self.edits += siblings
                 return together
             self.undo.revert(mark)
         return result
-
-    def _set(self, edit: Edit) -> None:
-        *path, attribute = edit.attribute.split(".")
-        owner: Any = self.modules[edit.module]
-        for name in path:
-            owner = getattr(owner, name)
-        self.undo.set(owner, attribute, edit.new)
 
     def _siblings(self, edit: Edit) -> Iterator[Edit]:
         """Yield the same change in modules of the same class that saw the same old size become a new one."""

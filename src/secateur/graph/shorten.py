@@ -11,13 +11,14 @@ from torch import nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.blocks import Block, Stack, bypassed, find_stacks
-from secateur.graph.examples import Example, ScalarReads, made_up, other_ways
+from secateur.graph.compare import compare, says_nothing
+from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways, unseen
 from secateur.graph.labels import Axes
-from secateur.graph.plan import Drop, Edit, Plan, Undo, class_name, digest
+from secateur.graph.plan import Drop, Edit, Plan, Undo, class_name, digest, silence
 from secateur.graph.record import Leaf, owned_tensors, quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.values import Probe
-from secateur.graph.verify import Proof, compare, run_small
+from secateur.graph.verify import Proof, run_small
 
 _PLACE_NAMES = ("idx", "index", "layer_id", "layer_num", "block_id", "depth")
 _COUNT_NAMES = ("layer", "block", "depth", "stage")
@@ -48,6 +49,7 @@ def shorten(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence[Bl
     probe = Probe([leaf.tensor.detach() for leaf in leaves])
     with bypassed(model, blocks):
         reference = run_small(model, examples, leaves, {}, probe)
+    _refuse_silence(model, reference)
     mark = digest(model)
     obstacle = ""
     for drops, edits in _variants(model, gone):
@@ -119,6 +121,7 @@ def replay_shortened(model: nn.Module, plan: Plan, example: Example) -> tuple[Pr
     probe = Probe([leaf.tensor.detach() for leaf in leaves])
     with bypassed(model, blocks):
         reference = run_small(model, examples, leaves, {}, probe)
+    _refuse_silence(model, reference)
     undo = plan.apply_(model)
     try:
         difference, scale = compare(reference, run_small(model, examples, leaves, {}, probe))
@@ -132,6 +135,11 @@ def replay_shortened(model: nn.Module, plan: Plan, example: Example) -> tuple[Pr
         undo.revert()
         raise
     return proof, undo
+
+
+def _refuse_silence(model: nn.Module, reference: list[list[Any]]) -> None:
+    if says_nothing(reference):
+        raise GraphError(silence(model))
 
 
 def _by_shapes(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence[Block]]) -> tuple[Plan, Proof, Undo]:
@@ -179,8 +187,9 @@ def _examples(model: nn.Module, example: Example) -> list[Example]:
     with preserved(model), quiet_forward(model), reads:
         example.run(model)
     out = [example]
-    others = made_up(example)
-    for tried in (other_ways(example, reads.reads), others):
+    made_up = unseen(example)
+    others = [*other_batches(made_up), made_up]
+    for tried in (other_ways(example, reads.reads)[:MOST_WAYS], others):
         for other in tried:
             # A guard that raises is no branch, and some models refuse made-up inputs.
             with suppress(GraphError), preserved(model), quiet_forward(model):

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.compare import compare, says_nothing, tolerated
 from secateur.graph.coupling import Constraints, Coupling, Trace, Unit, trace
-from secateur.graph.examples import Example, made_up
+from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.native import native_edits
-from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, owner_of, slice_
+from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, silence, slice_
+from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
+from secateur.graph.state import preserved
 from secateur.graph.values import Probe
-from secateur.graph.verify import Proof, compare, run_reference, run_small
+from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.graph.where import first_difference
 
 Choice = Callable[[Coupling], NDArray[np.bool_]]
@@ -200,47 +203,79 @@ def _prove(  # noqa: PLR0913
     ready = {leaf.name: leaf.tensor.data for leaf in recorded.leaves if leaf.name in plan.kept}
     undo.revert()
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
-    tries = made_up(first)
+    made_up = unseen(first)
+    training = [recorded.training] if recorded.training is not None else []
+    extras = [*other_batches(made_up), made_up, *training]
     examples = list(recorded.examples)
     normalised: dict[str, int] = {}
-    difference, scale = 0.0, 0.0
-    for number, example in enumerate([*tries, *recorded.examples]):  # one at a time: outputs can be large
-        extra = number < len(tries)
-        if extra and len(examples) > len(recorded.examples):
+    difference, scale, silent = 0.0, 0.0, True
+    for number, example in enumerate([*extras, *recorded.examples]):  # one at a time: outputs can be large
+        extra = number < len(extras)
+        if example is made_up and len(examples) > len(recorded.examples):
             continue
         undo.revert()
-        try:
-            reference, counts, used = run_reference(model, [example], recorded.leaves, removed, probe, rules)
-        except GraphError:
-            # Some models refuse made-up inputs (another batch size, a missing end-of-sentence token); and a truth value
-            # that opened a branch may be a guard where other experts are chosen.
-            if not extra and example.flip is None:
-                raise
+        found = _reference(model, example, extra, recorded, removed, probe, rules)
+        if found is None:
             examples = [e for e in examples if e is not example]
             continue
+        reference, counts, used = found
         if extra:
             examples.append(example)
             counts = {}
+        silent &= example.training or says_nothing(reference)
         if not used <= recorded.touched:
-            again = trace(model, [e for e in examples if e.flip is None], exact=exact, rules=rules)
+            again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
             return Proof(float("inf"), 0.0, 0, {}), None, again
         normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
         undo.add(plan.apply_(model, ready).revert)
-        try:
-            small = run_small(model, [example], recorded.leaves, plan.kept, probe)
-            gap, size = compare(reference, small, plan.resized)
-            del small
-        except GraphError:
-            raise
-        except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found below
-            gap, size = float("inf"), 0.0
+        gap, size = _gap(model, example, recorded, plan, probe, reference)
         del reference
-        difference, scale = max(difference, gap), max(scale, size)
-    proof = Proof(difference, scale, len(examples), normalised)
+        if (gap / tolerated(size), size) > (difference / tolerated(scale), scale):
+            difference, scale = gap, size
+    if silent:
+        raise GraphError(silence(model))
+    proof = Proof(difference, scale, sum(not e.training for e in examples), normalised)
     if proof.equal:
         return proof, None, None
     culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
     return proof, culprit, None
+
+
+def _reference(
+    model: nn.Module,
+    example: Example,
+    extra: bool,
+    recorded: Trace,
+    removed: NDArray[np.bool_],
+    probe: Probe,
+    rules: Rules,
+) -> tuple[list[list[Any]], dict[str, int], set[int]] | None:
+    """Run the masked dense model on one example.
+
+    Some models refuse made-up inputs (another batch size, a missing end-of-sentence token), and a truth value that
+    opened a branch may be a guard where other experts are chosen: ``None`` then.
+    """
+    try:
+        if extra:  # what a forward caches by shape for good must not be in float64
+            with preserved(model), quiet_forward(model, training=example.training):
+                example.run(model)
+        return run_reference(model, [example], recorded.leaves, removed, probe, rules)
+    except GraphError:
+        if not extra and not example.turns:
+            raise
+    return None
+
+
+def _gap(
+    model: nn.Module, example: Example, recorded: Trace, plan: Plan, probe: Probe, reference: list[list[Any]]
+) -> tuple[float, float]:
+    """Run the pruned model on one example; return the worst difference and the scale of what differs."""
+    try:
+        return compare(reference, run_small(model, [example], recorded.leaves, plan.kept, probe), plan.resized)
+    except GraphError:
+        raise
+    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found later
+        return float("inf"), 0.0
 
 
 class _Ladder:
@@ -316,7 +351,7 @@ def _follow(model: nn.Module, coupling: Coupling, alive: NDArray[np.bool_], undo
     """Change the attributes whose new values are known without a trial, and return what was changed."""
     edits = [*native_edits(model, _conv_inputs(coupling, alive)), *repetition_edits(model, coupling, alive)]
     for edit in edits:
-        undo.set(*owner_of(model, edit), edit.new)
+        edit_(model, edit, undo)
     return edits
 
 

@@ -41,8 +41,9 @@ class Pool:
 
     def double(self, tensor: Tensor) -> Tensor:
         """Return a float64 copy that may be written to."""
-        if tensor.device.type != "cpu" or tensor.numel() < _POOLED or not tensor.is_contiguous():
-            return tensor.to(torch.float64, copy=True)
+        strided = tensor.layout == torch.strided and tensor.is_contiguous() and not tensor.is_complex()
+        if tensor.device.type != "cpu" or tensor.numel() < _POOLED or not strided:
+            return tensor.to(wide_of(tensor), copy=True)
         piece = self._take(tensor.numel())[: tensor.numel()]
         return torch.from_numpy(piece).view(tensor.shape).copy_(tensor)
 
@@ -93,7 +94,7 @@ class Probe:
         """Whether a leaf is constant, so that the proof gives it other values."""
         if index not in self._changed:
             tensor = self._dense[index]
-            self._changed[index] = self._distinct and tensor.is_floating_point() and is_constant(tensor)
+            self._changed[index] = self._distinct and wide_of(tensor) is not None and is_constant(tensor)
         return self._changed[index]
 
     def dense(self, index: int) -> Tensor:
@@ -103,15 +104,15 @@ class Probe:
     def value(self, index: int) -> Tensor:
         """Return a leaf's values before pruning in float64, as a copy (integers as they are, no copy)."""
         tensor = self._dense[index]
-        if not tensor.is_floating_point():
+        if wide_of(tensor) is None:
             return tensor
         if not self.changed(index):
             return self._pool.double(tensor)
         if index in self._remembered:
             return self._remembered[index].clone()
-        generator = torch.Generator().manual_seed(index)
-        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-        value = tensor.double() * (1 + 0.25 * noise) + 0.05 * noise
+        generator = torch.Generator("cpu").manual_seed(index)
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor.device)
+        value = tensor.to(wide_of(tensor)) * (1 + 0.25 * noise) + 0.05 * noise
         if value.numel() <= _REMEMBERED:
             self._remembered[index] = value.clone()
         return value
@@ -124,17 +125,25 @@ class Probe:
             tensor: What the pruned model holds.
             kept: Kept indices by dimension, for a leaf that the proof has given other values.
         """
-        if not tensor.is_floating_point():
+        if wide_of(tensor) is None:
             return tensor
         return slice_tensor(self.value(index), kept) if self.changed(index) else self._pool.double(tensor)
 
 
 def is_constant(tensor: Tensor) -> bool:
-    """Whether a tensor has more than one element, all of them equal."""
-    if tensor.numel() < 2:
+    """Whether all elements of a tensor are equal, so that it hides mistakes; one that stands alone if it is zero."""
+    if tensor.layout != torch.strided or not tensor.numel():
         return False
+    if tensor.numel() == 1:
+        return not tensor.any()
     flat = tensor.flatten()
     return all(bool((part == flat[0]).all()) for part in (flat[:_FIRST_LOOK], flat))
+
+
+def wide_of(value: Tensor | torch.dtype) -> torch.dtype | None:
+    """Return the widest dtype of the same kind; ``None`` for integers and truth values."""
+    dtype = value.dtype if isinstance(value, Tensor) else value
+    return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else None
 
 
 LeafValue = Callable[[Tensor], Tensor | None]
@@ -170,14 +179,15 @@ class Float64:
             found = leaf_value(value) if known is None else known
             if found is not None:
                 return found
-            if not value.is_floating_point() or value.dtype == torch.float64:
+            wide = wide_of(value)
+            if wide is None or value.dtype == wide:
                 return value
-            promoted = value.double()
+            promoted = value.to(wide)
             if writes:
                 self._shadow[value] = promoted
             return promoted
         if isinstance(value, torch.dtype):
-            return torch.float64 if value.is_floating_point else value
+            return wide_of(value) or value
         if type(value) is list or type(value) is tuple:
             return type(value)(self._promoted(v, leaf_value, writes) for v in value)
         return value
@@ -193,7 +203,7 @@ class Float64:
         """Return float64 rows of a leaf, whose values are given as they are."""
         rest, named = self.promote(func, args[1:], kwargs, leaf_value)
         rows: Tensor = func(table, *rest, **named)
-        return rows.to(torch.float64, copy=True)
+        return rows.to(wide_of(rows), copy=True)
 
 
 @contextmanager
@@ -211,12 +221,13 @@ def in_float64(leaves: Sequence[Leaf]) -> Iterator[list[Tensor]]:
     torch.set_default_dtype(torch.float64)
     try:
         for leaf in leaves:
-            if leaf.tensor.is_floating_point():
-                empty = torch.zeros((), dtype=torch.float64, device=leaf.tensor.device)
+            wide = wide_of(leaf.tensor)
+            if wide is not None and leaf.tensor.layout == torch.strided:
+                empty = torch.zeros((), dtype=wide, device=leaf.tensor.device)
                 leaf.tensor.data = empty.expand(leaf.tensor.shape)
         yield held
     finally:
         for leaf, data in zip(leaves, held, strict=True):
-            if data.is_floating_point():
+            if wide_of(data) is not None and data.layout == torch.strided:
                 leaf.tensor.data = data
         torch.set_default_dtype(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,20 +13,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
+from secateur.graph.compare import tolerated
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
-from secateur.graph.record import Leaf, Recorder, Watch, bind, flat_tensors, module_stack, op_name, quiet_forward
+from secateur.graph.record import (
+    Leaf,
+    Recorder,
+    Watch,
+    bind,
+    flat_tensors,
+    has_storage,
+    module_stack,
+    op_name,
+    quiet_forward,
+)
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
 from secateur.graph.values import LOOKUP, Float64, Probe, in_float64
-
-TOLERANCE = 1e-10
-"""Largest difference allowed, relative to the largest output (or 1): rounding of float64 and no more."""
-
-_PIECE = 1 << 20
-"""Outputs are compared this many elements at a time, which takes less memory."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Proof:
 
     Attributes:
         difference: Largest absolute difference of any output, in float64.
-        scale: Largest absolute output.
+        scale: Largest absolute value of the output that differs most.
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
         level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
@@ -52,7 +57,7 @@ class Proof:
     @property
     def equal(self) -> bool:
         """Whether the difference is rounding."""
-        return self.difference <= TOLERANCE * max(1.0, self.scale)
+        return self.difference <= tolerated(self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -109,15 +114,20 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         self._removed = removed
         self._values = Float64()
         self._probe = probe
+        self._buffers: dict[int, Tensor] = {}
         self.normalised: dict[str, int] = {}
 
     def _leaf_value(self, tensor: Tensor) -> Tensor | None:
         index = self.leaf_index(tensor)
         if index < 0:
             return None
+        if index in self._buffers:
+            return self._buffers[index]
         value = self._probe.value(index)
-        for dim, gone in self._gone(index) if value.is_floating_point() else ():
+        for dim, gone in self._gone(index) if value.is_floating_point() or value.is_complex() else ():
             value.index_fill_(dim, gone.to(value.device), 0.0)
+        if self.leaves[index].kind == "buffer":  # the forward may write to it, and read what it wrote
+            self._buffers[index] = value = value.clone()
         return value
 
     def _gone(self, index: int) -> list[tuple[int, Tensor]]:
@@ -128,7 +138,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
     def _rows(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Look rows of a leaf up before they become float64, which changes no value and spares copying the table."""
         index = self.leaf_index(args[0]) if op_name(func) == LOOKUP else -1
-        if index < 0 or self._probe.changed(index):
+        if index < 0 or self._probe.changed(index) or self.leaves[index].kind == "buffer":
             return None
         gone = self._gone(index)
         if any(dim == 0 for dim, _ in gone):
@@ -185,11 +195,13 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._index: dict[int, int] = {}
         self._leaves, self._kept, self._probe, self._held = leaves, kept, probe, held
+        self._buffers: dict[int, Tensor] = {}
         self._storage: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
             self._index[id(leaf.tensor)] = i
-            storage = leaf.tensor.untyped_storage()._cdata
-            self._storage[storage] = -1 if storage in self._storage else i
+            if has_storage(leaf.tensor):
+                storage = leaf.tensor.untyped_storage()._cdata
+                self._storage[storage] = -1 if storage in self._storage else i
         self._values = Float64()
         self._watch: Watch | None = None
 
@@ -210,7 +222,7 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _find(self, tensor: Tensor) -> int:
         index = self._index.get(id(tensor))
         if index is None:
-            index = self._storage.get(tensor.untyped_storage()._cdata, -1)
+            index = self._storage.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
             if index < 0 or self._leaves[index].tensor.shape != tensor.shape:
                 return -1
         return index
@@ -219,7 +231,13 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
         index = self._find(tensor)
         if index < 0:
             return None
-        return self._probe.small(index, self._held[index], self._kept.get(self._leaves[index].name, {}))
+        if index in self._buffers:
+            return self._buffers[index]
+        leaf = self._leaves[index]
+        value = self._probe.small(index, self._held[index], self._kept.get(leaf.name, {}))
+        if leaf.kind == "buffer":
+            self._buffers[index] = value = value.clone()
+        return value
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -227,7 +245,7 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute in float64."""
         if op_name(func) == LOOKUP:
             index = self._find(args[0])
-            if index >= 0 and not self._probe.changed(index):
+            if index >= 0 and not self._probe.changed(index) and self._leaves[index].kind != "buffer":
                 return self._values.look_up(func, self._held[index], args, kwargs or {}, self._leaf_value)
         new_args, new_kwargs = self._values.promote(func, args, kwargs or {}, self._leaf_value)
         return compute(func, new_args, new_kwargs)
@@ -261,7 +279,7 @@ def run_reference(
     """
     outputs, normalised, touched = [], dict[str, int](), set[int]()
     for example in examples:
-        with preserved(model), quiet_forward(model), in_float64(leaves):
+        with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves):
             mode = Reference(leaves, removed, probe, rules)
             with module_stack(model, mode.stack), mode:
                 out = example.double().run(model)
@@ -282,54 +300,15 @@ def run_small(
     """Run the pruned model on each example; return output leaves per example."""
     outputs = []
     for example in examples:
-        with preserved(model), quiet_forward(model), in_float64(leaves) as held, Small(leaves, kept, probe, held):
+        with (
+            preserved(model),
+            quiet_forward(model, training=example.training),
+            in_float64(leaves) as held,
+            Small(leaves, kept, probe, held),
+        ):
             out = example.double().run(model)
         outputs.append(fixed_outputs(out))
     return outputs
-
-
-def compare(
-    reference: Sequence[Sequence[Any]], small: Sequence[Sequence[Any]], resized: Collection[tuple[int, int]] = ()
-) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest absolute output; infinite where they do not match.
-
-    Args:
-        reference: Output leaves of the masked dense model, per example.
-        small: Those of the pruned one.
-        resized: Sizes before and after: a whole number among the outputs may be one of these.
-    """
-    worst, scale = 0.0, 0.0
-    for ours, theirs in zip(small, reference, strict=True):
-        if len(ours) != len(theirs):
-            return float("inf"), scale
-        for a, b in zip(ours, theirs, strict=True):
-            if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-                if type(a) is not type(b) or (isinstance(a, int | str) and a != b and (b, a) not in resized):
-                    return float("inf"), scale
-                if isinstance(a, float | complex) and a != b and not (a != a and b != b):
-                    worst, scale = max(worst, abs(a - b)), max(scale, abs(b))
-                continue
-            if a.shape != b.shape:
-                return float("inf"), scale
-            if not a.numel():
-                continue
-            gap, size = _apart(a, b)
-            worst, scale = max(worst, gap), max(scale, size)
-    return worst, scale
-
-
-def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the largest difference of two tensors of one shape, and the largest finite size of the second."""
-    if not (a.is_floating_point() or a.is_complex()):
-        return 0.0 if bool((a == b).all()) else float("inf"), 0.0
-    worst, scale = 0.0, 0.0
-    for x, y in zip(*(torch.split(t.flatten(), _PIECE) for t in (a, b)), strict=True):
-        same_nan = bool((torch.isnan(x) == torch.isnan(y)).all())
-        gap = torch.where(x == y, 0.0, (x - y).abs()).nan_to_num(0.0, posinf=float("inf"))
-        worst = max(worst, float(gap.max()) if same_nan else float("inf"))
-        finite = y.abs()[torch.isfinite(y)]
-        scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
-    return worst, scale
 
 
 # -- statistics over kept channels
@@ -438,7 +417,7 @@ def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tenso
 
 _COMPACT: dict[str, _Compact] = {
     **dict.fromkeys(
-        ("aten::sum", "aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
+        ("aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
          "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
     **dict.fromkeys(("aten::_softmax", "aten::softmax", "aten::_safe_softmax"), _compact_shares),
     "aten::topk": _compact_topk,

@@ -42,7 +42,7 @@ def first_difference(
     names = {id(m): n for n, m in model.named_modules()}
     for example in examples:
         small: list[Print] = []
-        with preserved(model), quiet_forward(model), in_float64(leaves) as held:
+        with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves) as held:
             handle = register_module_forward_hook(_printer(names, small, None))
             try:
                 with Small(leaves, plan.kept, probe, held):
@@ -53,7 +53,7 @@ def first_difference(
                 handle.remove()
         undo.revert()
         dense: list[Print] = []
-        with preserved(model), quiet_forward(model), in_float64(leaves):
+        with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves):
             mode = Reference(leaves, removed, probe, rules)
             handle = register_module_forward_hook(_printer(names, dense, _gatherer(mode, removed)))
             try:

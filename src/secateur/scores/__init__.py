@@ -4,13 +4,17 @@ Element scores rate single weights; group scores rate whole coupled units (chann
 """
 
 from secateur.registry import Registry
+from secateur.scores.activation_statistic import ActivationStatistic
+from secateur.scores.activation_taylor import ActivationTaylor
 from secateur.scores.block_influence import BlockInfluence
 from secateur.scores.coupled import Coupled
 from secateur.scores.geometric_median import GeometricMedian
 from secateur.scores.gradient import WeightGradient
+from secateur.scores.lamp import Lamp
 from secateur.scores.magnitude import Magnitude
 from secateur.scores.norm_scale import NormScale
 from secateur.scores.random import Random
+from secateur.scores.sensitivity import Sensitivity
 from secateur.scores.taylor import Taylor
 
 SCORES = Registry("score", {"random": Random, "magnitude": Magnitude, "weight_gradient": WeightGradient})
@@ -19,9 +23,13 @@ GROUP_SCORES = Registry(
     "group score",
     {
         "coupled": Coupled,
+        "lamp": Lamp,
         "norm_scale": NormScale,
         "geometric_median": GeometricMedian,
         "taylor": Taylor,
+        "activation_taylor": ActivationTaylor,
+        "activation": ActivationStatistic,
+        "sensitivity": Sensitivity,
         "block_influence": BlockInfluence,
     },
 )
@@ -29,12 +37,16 @@ GROUP_SCORES = Registry(
 __all__ = [
     "GROUP_SCORES",
     "SCORES",
+    "ActivationStatistic",
+    "ActivationTaylor",
     "BlockInfluence",
     "Coupled",
     "GeometricMedian",
+    "Lamp",
     "Magnitude",
     "NormScale",
     "Random",
+    "Sensitivity",
     "Taylor",
     "WeightGradient",
 ]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from secateur.errors import check_choice
+from secateur.scores._normalise import Normalise, normalised
 from secateur.scores.magnitude import Magnitude
 from secateur.types import GroupView, Score, Stats
 
 Reduce = Literal["sum", "mean", "l2", "max"]
 Over = Literal["all", "out", "in", "norm"]
-Normalise = Literal["none", "mean", "max", "l2"]
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,4 @@ class Coupled:
             "l2": lambda: (stacked.sum(0) / count).sqrt(),
             "max": lambda: stacked.amax(0),
         }[self.reduce_by]()
-        scale = {
-            "none": lambda: out.new_ones(()),
-            "mean": lambda: out.mean(),
-            "max": lambda: out.amax(),
-            "l2": lambda: out.square().sum().sqrt(),
-        }[self.normalise]()
-        return out / scale if float(scale) > 0 else out
+        return normalised(out, self.normalise)

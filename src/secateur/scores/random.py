@@ -46,5 +46,5 @@ class Random:
         out = {}
         for name, weight in weights.items():
             generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}".encode()))
-            out[name] = torch.rand(weight.shape, generator=generator).to(weight.device)
+            out[name] = torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device)
         return out

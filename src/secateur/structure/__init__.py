@@ -1,6 +1,7 @@
 """Physically smaller models: plan, shrink, verify, save. The user's side of :mod:`secateur.graph`."""
 
 from secateur.structure.files import load_pruned, save_pruned
+from secateur.structure.fold import FoldedLayer, FoldReport, fold_constants_
 from secateur.structure.groups import Groups, find_groups
 from secateur.structure.make import make_plan
 from secateur.structure.proof import verify
@@ -8,10 +9,13 @@ from secateur.structure.report import GroupReport, ShrinkReport
 from secateur.structure.shrink import shrink_
 
 __all__ = [
+    "FoldReport",
+    "FoldedLayer",
     "GroupReport",
     "Groups",
     "ShrinkReport",
     "find_groups",
+    "fold_constants_",
     "load_pruned",
     "make_plan",
     "save_pruned",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from operator import ne
+from operator import attrgetter, ne
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.plan import Drop, Edit, Undo
+from secateur.graph.examples import copies
+from secateur.graph.plan import Drop, Edit, Undo, edit_
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
@@ -63,7 +64,7 @@ def update_config(
     for found in search.depths(drops) if drops else search.run(sizes, _ratios(shapes, wanted)):
         before = _outputs(model, inputs) if before is None else before
         mark = undo.count
-        edits = _set(config, found, undo)
+        edits = _set(model, found, undo)
         if _same(before, _outputs(model, inputs)) and _same(before, _rebuilt_outputs(model, inputs)):
             return edits, ""
         undo.revert(mark)
@@ -74,15 +75,12 @@ def update_config(
     return [], obstacle
 
 
-def _set(config: Any, found: Mapping[str, Any], undo: Undo) -> list[Edit]:
+def _set(model: nn.Module, found: Mapping[str, Any], undo: Undo) -> list[Edit]:
     edits = []
     for path, new in found.items():
-        *parents, attribute = path.split(".")
-        owner = config
-        for parent in parents:
-            owner = getattr(owner, parent)
-        edits.append(Edit("", f"config.{path}", getattr(owner, attribute), new))
-        undo.set(owner, attribute, new)
+        edit = Edit("", f"config.{path}", attrgetter(path)(model.config), new)
+        edits.append(edit)
+        edit_(model, edit, undo)
     return edits
 
 
@@ -105,8 +103,9 @@ def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    args, kwargs = copies(inputs)
     with preserved(model), quiet_forward(model):
-        return tensors(model(*inputs[0], **inputs[1]))
+        return tensors(model(*args, **kwargs))
 
 
 def _ratios(shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:

@@ -52,7 +52,7 @@ def _dead(model: nn.Module, coupling: Coupling, group: Group, masks: dict[str, T
         if role in out:
             mask = masks.get(member.name)
             out[role].append(None if mask is None else ~rows_of(mask.cpu(), member, group.units).any(1))
-    nothing = torch.zeros(group.units, dtype=torch.bool)
+    nothing = torch.zeros(group.units, dtype=torch.bool, device="cpu")
     made = [m for m in out["out"] if m is not None]
     read = out["in"]
     unmade = torch.stack(made).all(0) if made else nothing

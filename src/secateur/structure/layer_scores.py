@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError, SelectionError
-from secateur.forward import evaluation_mode_of
+from secateur.forward import call_model, evaluation_mode_of
 from secateur.graph.blocks import Block
 from secateur.method import Method, check_finite
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.stats.streams import collect_turns
-from secateur.structure.scoring import Batches, as_group_score
+from secateur.structure.collect import Batches
+from secateur.structure.scoring import as_group_score
 from secateur.structure.views import role_of
 from secateur.types import GroupView, MemberView, Stats
 
@@ -92,8 +93,9 @@ def _collect(
     unknown = needs - _PRODUCTS - {"stream_turn"}
     if unknown:
         raise MissingStatsError(f"the score needs {sorted(unknown)}, which nothing here collects for whole blocks")
-    if loss_fn is None or batches is None:
+    if batches is None or (loss_fn is None and needs & _PRODUCTS):
         raise MissingStatsError("the score looks at batches: pass loss_fn=lambda model, batch: ... and batches=[...]")
+    loss_fn = loss_fn or call_model  # streams are only watched: any forward will do
     stats: dict[str, dict[str, Tensor]] = {}
     if "stream_turn" in needs:
         names = [b.name for s in sets for b in s.blocks]

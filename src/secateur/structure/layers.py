@@ -20,11 +20,11 @@ from secateur.graph.verify import Proof
 from secateur.method import Method
 from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
+from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
 from secateur.structure.inputs import split_inputs
 from secateur.structure.layer_scores import BlockSet, block_scores
 from secateur.structure.report import GroupReport, ShrinkReport
-from secateur.structure.scoring import Batches
 from secateur.targets import Target
 from secateur.types import Units
 

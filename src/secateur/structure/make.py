@@ -20,11 +20,12 @@ from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
+from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
 from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, plan_and_shorten
 from secateur.structure.report import GroupReport, ShrinkReport
-from secateur.structure.scoring import Batches, as_group_score, unit_scores
+from secateur.structure.scoring import as_group_score, unit_scores
 from secateur.structure.views import role_of
 from secateur.targets import Target
 
@@ -69,8 +70,10 @@ def make_plan(
         method: Score, target, allocation and filters; the pattern is ``Channel``. A bare target stands for the mean
             magnitude over everything coupled, ranked globally.
         example_inputs: A tensor, a tuple, a dict, or ``(tuple, dict)``.
-        loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
-        batches: Batches for ``loss_fn``.
+        loss_fn: ``loss_fn(model, batch)`` runs the model on one batch. Scores that need gradients take its value, the
+            mean loss over the batch. Statistics of activations only watch, and ``Sensitivity`` takes the tensor of
+            outputs that it returns; for both, left out, the model is called with the batch itself.
+        batches: The batches, for scores that need data; several passes are taken.
         align: Channel counts stay multiples of it; 1 switches it off.
         uniform: Dimensions of one size keep one size.
         exact: Never prune a dimension that a normalisation runs over.
@@ -80,6 +83,7 @@ def make_plan(
 
     Raises:
         GraphError: When nothing can be pruned, or no plan could be proven.
+        MissingStatsError: When the score needs data or a loss, and there are none.
         TargetError: When the target is out of reach; gives the limit.
     """
     shrunk, report = plan_and_shrink(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanError
 from secateur.graph.plan import Kept, Plan, Undo, slice_tensor
+from secateur.graph.trees import tensors
 
 Dims = Mapping[int, NDArray[np.int64]]
 
@@ -19,7 +21,7 @@ def slice_state(optimizer: Optimizer, model: nn.Module, plan: Plan, undo: Undo) 
     """Cut momentum and other per-element state to the kept indices. Call it before the model is shrunk.
 
     State of the parameter's own shape is sliced along the same dimensions; factored state (one dimension of the
-    parameter missing) along those it has; scalars stay.
+    parameter missing) along those it has, where that is clear; scalars stay.
 
     Args:
         optimizer: Built from the model's parameters.
@@ -37,6 +39,8 @@ def slice_state(optimizer: Optimizer, model: nn.Module, plan: Plan, undo: Undo) 
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if held and not any(id(p) in names for p in held):
         raise PlanError("the optimizer holds none of this model's parameters; build it from this model's parameters")
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        raise PlanError("the state of LBFGS spans all parameters and cannot be cut; shrink without it, build a new one")
     changes: list[tuple[dict[str, object], str, Tensor]] = []
     for parameter in held:
         name = names.get(id(parameter))
@@ -44,7 +48,10 @@ def slice_state(optimizer: Optimizer, model: nn.Module, plan: Plan, undo: Undo) 
             continue
         state = optimizer.state[parameter]
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.numel() > 1:
+            large = [t for t in tensors(value) if t.numel() > 1]
+            if large and not isinstance(value, Tensor):
+                raise _cannot(name, key, tuple(large[0].shape), tuple(parameter.shape))
+            if large:
                 changes.append((state, key, _cut(name, key, value, tuple(parameter.shape), plan.kept[name])))
     for state, key, value in changes:
         before = state[key]
@@ -74,13 +81,21 @@ def forget(optimizer: Optimizer, gone: Collection[nn.Parameter], undo: Undo) -> 
 def _cut(name: str, key: str, value: Tensor, shape: tuple[int, ...], dims: Dims) -> Tensor:
     if tuple(value.shape) == shape:
         return slice_tensor(value, dims)
-    for missing in range(len(shape)):
-        if tuple(value.shape) == shape[:missing] + shape[missing + 1 :]:
-            return slice_tensor(value, {d - (d > missing): i for d, i in dims.items() if d != missing})
+    cuts = [
+        slice_tensor(value, {d - (d > missing): i for d, i in dims.items() if d != missing})
+        for missing in range(len(shape))
+        if tuple(value.shape) == shape[:missing] + shape[missing + 1 :]
+    ]
+    if cuts and all(cut.shape == cuts[0].shape and bool((cut == cuts[0]).all()) for cut in cuts):
+        return cuts[0]  # of a square weight, a row's state and a column's look alike
     if value.dim() == len(shape) and all(v in (1, s) for v, s in zip(value.shape, shape, strict=True)):
         return slice_tensor(value, {d: i for d, i in dims.items() if value.shape[d] != 1})
-    raise PlanError(
-        f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for {name} of shape {shape}, which cannot be cut; "
+    raise _cannot(name, key, tuple(value.shape), shape)
+
+
+def _cannot(name: str, key: str, held: tuple[int, ...], shape: tuple[int, ...]) -> PlanError:
+    return PlanError(
+        f"the optimizer keeps {key!r} of shape {held} for {name} of shape {shape}, which cannot be cut; "
         "shrink without it and build a new optimizer"
     )
 

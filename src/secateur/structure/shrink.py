@@ -15,13 +15,14 @@ from secateur.graph.plan import Plan, Undo
 from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
+from secateur.structure.collect import Batches
 from secateur.structure.from_masks import dead_units
 from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, replay_drops
 from secateur.structure.make import Structural, plan_and_shrink, report_of
 from secateur.structure.optimizer import forget, slice_state
+from secateur.structure.remembered import remember
 from secateur.structure.report import ShrinkReport
-from secateur.structure.scoring import Batches
 from secateur.targets import Target
 from secateur.types import Tensors
 
@@ -52,8 +53,8 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         example_inputs: A tensor, a tuple, a dict, or ``(tuple, dict)``.
         optimizer: Its momentum is cut along.
         ema: An averaged copy of the same class (or ``AveragedModel``), shrunk along.
-        loss_fn: For methods whose score needs gradients.
-        batches: For methods whose score needs gradients.
+        loss_fn: Runs the model on one batch, for methods whose score needs it; see :func:`make_plan`.
+        batches: For methods whose score needs data.
         align: Channel counts stay multiples of it; 1 switches it off. Plans and masks have made that choice already.
         uniform: Dimensions of one size keep one size, so that a transformers configuration can express the result.
         exact: Never prune a dimension that a normalisation runs over.
@@ -77,9 +78,8 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
     if averaged is model:
         raise PlanError("ema is the model itself; give the averaged copy")
     shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
+    extra = Undo()
     try:
-        extra = Undo()
-        shrunk.undo.add(extra.revert)
         if optimizer is not None:
             plan, left = report.plan, {id(p) for p in model.parameters()}
 
@@ -92,8 +92,12 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
             refuse_unsupported(averaged)
             extra.add(report.plan.apply_(averaged).revert)
     except BaseException:
+        extra.revert()
         shrunk.undo.revert()
         raise
+    for changed in (model, averaged):
+        if changed is not None:
+            remember(changed, report.plan)
     return report
 
 

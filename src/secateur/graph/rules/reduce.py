@@ -32,7 +32,7 @@ def _keepdim(call: Call, rank: int) -> bool:
 @rule("sum", "mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "nansum", "frobenius_norm",
       "amax", "amin")  # fmt: skip
 def statistic(call: Call) -> None:
-    """A sum, mean, variance, norm or extreme value: over pruned dimensions, that of what is kept."""
+    """A sum, or a mean, variance, norm or extreme value, which over pruned dimensions is that of what is kept."""
     axes = call.axes(call.first)
     dims = _dims(call, len(axes.shape))
     for part in list(axes.parts):

@@ -17,7 +17,10 @@ def _without(axes: Axes, dim: int) -> list[Part]:
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten",
       "_reshape_copy", "view_copy", "reshape_as", "view_as", "ravel", "unsafe_view")  # fmt: skip
 def reshape(call: Call) -> None:
-    """Labels follow their elements."""
+    """Labels follow their elements. Bits read as another dtype are not followed."""
+    if call.result.dtype != call.first.dtype:
+        call.freeze()
+        return
     call.put(call.result, call.ledger.reshape(call.axes(call.first), call.result.shape))
 
 

@@ -1,0 +1,100 @@
+"""Network slimming's penalty: batch-norm scales that are not needed go to zero."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from secateur.errors import RecipeError, WeightError
+from secateur.types import Tensors
+
+
+@dataclass(frozen=True)
+class ScaleL1:
+    r"""The sum of the absolute batch-norm scales.
+
+    .. math:: R = \lambda \sum_l \sum_c |\gamma_{l,c}|
+
+    with :math:`\lambda` = ``strength``. As in the paper the subgradient :math:`\lambda\,\mathrm{sign}(\gamma)` is added
+    to the gradient before each step: scales of useless channels end up around zero, within a step of it. With
+    ``proximal_step`` the step is followed by
+
+    .. math:: \gamma \leftarrow \mathrm{sign}(\gamma) \max(0, |\gamma| - \eta \lambda)
+
+    instead, with :math:`\eta` how far the optimizer's step goes for a gradient of one (the learning rate of SGD; Adam
+    rescales it element by element), so that both forms have one minimum, and they become exactly zero.
+
+    The paper starts scales at 0.5 (``nn.init.constant_(norm.weight, 0.5)``) and takes 1e-4 for VGG, 1e-5 for ResNets.
+    Weight decay on the scales is a second penalty on them. Prune by :class:`~secateur.scores.NormScale` afterwards, and
+    fold the shifts that are left behind (:func:`~secateur.structure.fold_constants_`).
+
+    Args:
+        strength: :math:`\lambda`.
+        proximal_step: Whether to act after the step, with exact zeros.
+        exclude: Shell patterns of the norms to leave alone.
+
+    Raises:
+        RecipeError: When the strength is negative or not finite.
+
+    Example:
+        >>> penalty, w = ScaleL1(0.1), {"bn.weight": torch.tensor([0.5, -2.0, 0.0])}
+        >>> float(penalty.value(w, {})), penalty.gradient(w, {})["bn.weight"].tolist()
+        (0.25, [0.10000000149011612, -0.10000000149011612, 0.0])
+
+    References:
+        Zhuang Liu, Jianguo Li, Zhiqiang Shen, Gao Huang, Shoumeng Yan, Changshui Zhang, Learning Efficient
+        Convolutional Networks through Network Slimming, 2017.
+    """
+
+    strength: float = 1e-4
+    proximal_step: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < math.inf:
+            raise RecipeError(f"scale_l1: strength must be a number of at least 0, got {self.strength!r}")
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+
+    def parameters(self, model: Module) -> tuple[str, ...]:
+        """Return the scales of the batch norms.
+
+        Raises:
+            WeightError: When there are none.
+        """
+        found = []
+        for path, module in model.named_modules():
+            name = f"{path}.weight" if path else "weight"
+            left_out = any(fnmatch.fnmatchcase(n, p) for n in (path, name) for p in self.exclude)
+            if isinstance(module, _BatchNorm) and module.weight is not None and not left_out:
+                found.append(name)
+        if not found:
+            raise WeightError(f"{self} presses on the scales of batch norms, and the model has none that it may")
+        return tuple(found)
+
+    def start(self, weights: Tensors) -> dict[str, Tensor]:
+        """Return nothing: no step differs from another."""
+        return {}
+
+    def value(self, weights: Tensors, state: Tensors) -> Tensor:
+        """Return the penalty."""
+        return self.strength * torch.stack([w.abs().sum() for w in weights.values()]).sum()
+
+    def gradient(self, weights: Tensors, state: Tensors) -> dict[str, Tensor]:
+        """Return the subgradient, zero at zero."""
+        return {} if self.proximal_step else {n: self.strength * w.sign() for n, w in weights.items()}
+
+    def proximal(self, weights: Tensors, state: Tensors, rates: Tensors) -> dict[str, Tensor]:
+        """Return the scales, nearer to zero by rate times strength."""
+        if not self.proximal_step:
+            return {}
+        return {n: w.sign() * (w.abs() - rates[n] * self.strength).clamp_min(0.0) for n, w in weights.items()}
+
+    def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}

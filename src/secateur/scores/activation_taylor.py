@@ -1,0 +1,78 @@
+"""First-order change of the loss when a unit's activation is set to zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from secateur.errors import check_choice
+from secateur.scores._normalise import Normalise, normalised
+from secateur.types import GroupView, Stats
+
+Form = Literal["absolute", "square", "signed", "descent"]
+
+
+@dataclass(frozen=True)
+class ActivationTaylor:
+    r"""Change of the loss along the removal of what a unit hands to the layers that read it.
+
+    With :math:`a` the unit's activations where a layer reads them, and :math:`p_n = \sum \frac{\partial L_n}{\partial
+    a}\,a` over all readers and positions, on sample :math:`n` of :math:`N`:
+
+    .. math::
+        \text{absolute:}\quad & S_u = \tfrac1N \sum_n |p_n| \\
+        \text{square:}\quad & S_u = \tfrac1N \sum_n p_n^2 \\
+        \text{signed:}\quad & S_u = \bigl|\tfrac1N \sum_n p_n\bigr| \\
+        \text{descent:}\quad & S_u = -\tfrac1N \sum_n p_n
+
+    :math:`p_n` is the derivative of the loss by a gate on the unit. The absolute value is taken sample by sample, so
+    that samples that pull in opposite directions do not cancel, and a group's scores are divided by their L2 norm;
+    both as in the paper, whose mean over the positions of a feature map differs by a factor that the norm takes out.
+    ``descent`` keeps the sign, the predicted rise of the loss on removal, as Skeletonization does.
+
+    Groups that something else than a layer reads (a product of activations, a recurrent layer) are left whole, and
+    reported. The loss must be a mean over the samples of a batch.
+
+    Args:
+        form: ``"absolute"``, ``"square"``, ``"signed"`` or ``"descent"``.
+        normalise: Divide each group's scores by their own ``mean``, ``max`` or ``l2`` norm, or not at all. With
+            ``descent``, whose scores have signs, only ``l2`` and ``none`` mean something.
+
+    Example:
+        >>> import torch
+        >>> stats = {"activation_product_absolute": {"conv": torch.tensor([3.0, 4.0])}}
+        >>> [round(s, 2) for s in ActivationTaylor().units(GroupView("conv", 2, ()), stats).tolist()]
+        [0.6, 0.8]
+
+    References:
+        Pavlo Molchanov, Stephen Tyree, Tero Karras, Timo Aila, Jan Kautz, Pruning Convolutional Neural Networks for
+        Resource Efficient Inference, 2017. Michael C. Mozer, Paul Smolensky, Skeletonization, 1989 (``descent``).
+    """
+
+    form: Form = "absolute"
+    normalise: Normalise = "l2"
+
+    def __post_init__(self) -> None:
+        check_choice("activation_taylor: form", self.form, get_args(Form))
+        check_choice("activation_taylor: normalise", self.normalise, get_args(Normalise))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Products of activations and gradients, added up per unit and sample."""
+        return frozenset({self._statistic})
+
+    @property
+    def _statistic(self) -> str:
+        return {"absolute": "activation_product_absolute", "square": "activation_product_square"}.get(
+            self.form, "activation_product"
+        )
+
+    def units(self, group: GroupView, stats: Stats) -> Tensor | None:
+        """Return one score per unit, or ``None`` where nothing was seen of them."""
+        values = stats[self._statistic].get(group.name)
+        if values is None:
+            return None
+        values = {"signed": values.abs(), "descent": -values}.get(self.form, values)
+        return normalised(values, self.normalise)

@@ -1,0 +1,103 @@
+"""The laws of penalties."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.types import Penalty
+
+
+class _Net(nn.Module):
+    """A convolution, a linear layer and their norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn1 = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.fc, self.bn2 = nn.Linear(6, 5), nn.BatchNorm1d(5)
+        self.head = nn.Linear(5, 2)
+
+
+def check_penalty(penalty: Penalty) -> None:
+    """Check the laws of penalties on a small network.
+
+    The gradient is that of the value; the proximal step solves its problem; functions are pure; the state keeps its
+    names and shapes; and the penalty acts in at least one of the two ways.
+
+    Args:
+        penalty: The penalty.
+
+    Raises:
+        AssertionError: When a law is broken.
+    """
+    model = _Net().double()
+    names = penalty.parameters(model)
+    known = dict(model.named_parameters())
+    _require(bool(names) and set(names) <= known.keys(), penalty, f"presses on {names}, of {sorted(known)}")
+    generator = torch.Generator().manual_seed(0)
+    # Away from zero, where subgradients are no derivatives.
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        noise = torch.randn(known[name].shape, generator=generator, dtype=torch.float64)
+        weights[name] = noise + 0.1 * noise.sign()
+    state = penalty.start(weights)
+    before = {n: w.clone() for n, w in weights.items()}, {n: t.clone() for n, t in state.items()}
+    pressed = penalty.gradient(weights, state)
+    rates = dict.fromkeys(names, torch.tensor(0.3, dtype=torch.float64))
+    moved = penalty.proximal(weights, state, rates)
+    _require(bool(pressed or moved), penalty, "neither has a gradient nor a proximal step")
+    _check_gradient(penalty, weights, state, pressed)
+    _check_proximal(penalty, weights, state, moved, generator)
+    nothing = {n: torch.zeros_like(w) for n, w in weights.items()}
+    for tensors in (penalty.gradient(nothing, state), penalty.proximal(nothing, state, rates)):
+        _require(all(bool(torch.isfinite(t).all()) for t in tensors.values()), penalty, "not finite at zero")
+    after = penalty.advance(weights, state, 0, None)
+    shapes = [{n: (tuple(t.shape), t.dtype) for n, t in s.items()} for s in (state, after)]
+    _require(shapes[0] == shapes[1], penalty, f"the state changes from {shapes[0]} to {shapes[1]}")
+    kept = all(torch.equal(w, before[0][n]) for n, w in weights.items())
+    kept &= all(torch.equal(t, before[1][n]) for n, t in state.items())
+    _require(kept, penalty, "changes its arguments")
+
+
+def _check_gradient(
+    penalty: Penalty, weights: dict[str, Tensor], state: dict[str, Tensor], pressed: dict[str, Tensor]
+) -> None:
+    if not pressed:
+        return
+    _require(pressed.keys() == weights.keys(), penalty, f"has a gradient for {sorted(pressed)} only")
+    free = {n: w.clone().requires_grad_() for n, w in weights.items()}
+    wanted = torch.autograd.grad(penalty.value(free, state), list(free.values()))
+    for (name, got), want in zip(pressed.items(), wanted, strict=True):
+        same = got.shape == want.shape and torch.allclose(got, want, rtol=1e-6, atol=1e-12)
+        _require(bool(same), penalty, f"{name}: the gradient is not that of the value")
+
+
+def _check_proximal(
+    penalty: Penalty,
+    weights: dict[str, Tensor],
+    state: dict[str, Tensor],
+    moved: dict[str, Tensor],
+    generator: torch.Generator,
+) -> None:
+    """No point near or far has a smaller distance plus penalty than the one that the proximal step returns."""
+    if not moved:
+        return
+
+    def objective(at: dict[str, Tensor], rate: float) -> float:
+        apart = sum(float((at[n] - weights[n]).square().sum()) for n in weights)
+        return apart / (2 * rate) + float(penalty.value(at, state))
+
+    for rate in (1e-3, 0.3, 100.0):
+        best = penalty.proximal(weights, state, dict.fromkeys(weights, torch.tensor(rate, dtype=torch.float64)))
+        _require(best.keys() == weights.keys(), penalty, f"has a proximal step for {sorted(best)} only")
+        least = objective(best, rate)
+        for size in (1e-4, 1e-2, 1.0):
+            for _ in range(20):
+                noise = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in weights.items()}
+                other = objective({n: best[n] + size * noise[n] for n in weights}, rate)
+                _require(least <= other * (1 + 1e-12), penalty, f"rate {rate}: the proximal step is not the least")
+
+
+def _require(condition: bool, penalty: Penalty, what: str) -> None:
+    if not condition:
+        raise AssertionError(f"{penalty}: {what}")

@@ -1,0 +1,117 @@
+"""``secateur prune`` with every score, on a network alone and on a recipe with data."""
+
+from __future__ import annotations
+
+import pytest
+
+from secateur.scores import GROUP_SCORES, SCORES
+
+DATA = {"weight_gradient", "taylor", "activation_taylor", "activation", "sensitivity"}
+OF_CHANNELS = [name for name in (*SCORES, *GROUP_SCORES) if name != "block_influence"]
+COMMON = ("--target", "channels=0.5", "--align", "1", "--json")
+
+
+@pytest.mark.parametrize("score", OF_CHANNELS)
+def test_every_score_prunes_a_recipe(workspace, call, score):
+    done = call("prune", "recipe.toml", "--score", score, *COMMON)
+    assert done.code == 0, done.err
+    shown = done.json()
+    assert shown["achieved"] == 0.5
+    assert shown["proof"]["equal"]
+    assert call("verify", "recipe.toml", "pruned").code == 0
+
+
+@pytest.mark.parametrize("score", OF_CHANNELS)
+def test_scores_of_data_refuse_a_network_alone(workspace, call, score):
+    done = call("prune", "net.py:make", "--input", "2,4,4,4", "--score", score, *COMMON)
+    assert done.code == (2 if score in DATA else 0)
+    assert ("name a recipe or a run directory" in done.err) == (score in DATA)
+
+
+def test_options_of_a_score(workspace, call):
+    done = call(
+        "prune", "recipe.toml", "-s", "sensitivity", "--score-arg", "per_mac=true", "--score-arg", "temperature=4",
+        "--score-arg", "outputs=values", *COMMON,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    plan = (workspace / "pruned" / "plan.json").read_text()
+    assert "Sensitivity(outputs='values', temperature=4, centred=True, per_mac=True" in plan
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--score", "taylr"], "did you mean 'taylor'?"),
+        (["--score", "taylor", "--score-arg", "form"], "expected KEY=VALUE"),
+        (["--score", "taylor", "--score-arg", "from=square"], "did you mean 'form'?"),
+        (["--score", "taylor", "--score-arg", "form=squared"], "did you mean 'square'?"),
+        (["--score", "magnitude", "--score-arg", "p=3"], "p is 3"),
+    ],
+)
+def test_wrong_scores_and_options(workspace, call, options, said):
+    done = call("prune", "recipe.toml", *options, *COMMON)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not (workspace / "pruned").exists()
+
+
+def test_a_regression_protects_values(workspace, call):
+    (workspace / "net.py").write_text(
+        (workspace / "net.py").read_text()
+        + "\n\ndef numbers():\n    x, y = samples(40)\n    return Data(train=(x, y.float()[:, None].expand(-1, 3)), "
+        "test=(x, y.float()[:, None].expand(-1, 3)))\n"
+    )
+    recipe = workspace / "recipe.toml"
+    recipe.write_text('task = "regression"\n' + recipe.read_text().replace('"net.py:data"', '"net.py:numbers"'))
+    done = call("prune", "recipe.toml", "--score", "sensitivity", *COMMON)
+    assert done.code == 0, done.err
+    assert "outputs='values'" in (workspace / "pruned" / "plan.json").read_text()
+
+
+STREAM = """
+import torch
+from torch import nn
+
+
+class Mixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.up = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, x):
+        share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        return x + (torch.einsum("tkij,tj->tki", self.up[chosen], x) * share[..., None]).sum(1)
+
+
+def make():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 8), nn.Sequential(*[Mixture() for _ in range(4)]), nn.Linear(8, 3))
+"""
+
+
+@pytest.mark.parametrize(("pattern", "left"), [("layer", 2), ("expert", 4)])
+def test_layers_and_experts(workspace, call, pattern, left):
+    (workspace / "stream.py").write_text(STREAM)
+    argv = ("stream.py:make", "--input", "9,5")
+    done = call("prune", *argv, "--pattern", pattern, *COMMON)
+    assert done.code == 0, done.err
+    shown = done.json()
+    assert shown["achieved"] == 0.5
+    assert shown["proof"]["equal"]
+    assert shown["proof"]["bypassed"] == (2 if pattern == "layer" else 0)
+    assert sum(g["kept"] for g in shown["groups"]) == left * (1 if pattern == "layer" else 2)
+    assert call("verify", "stream.py:make", "pruned", "--input", "9,5").code == 0
+    refused = call("prune", *argv, "--pattern", "layers", *COMMON)
+    assert refused.code == 2
+    assert "did you mean 'layer'?" in refused.err
+
+
+def test_inspect_lists_layers_and_experts(workspace, call):
+    (workspace / "stream.py").write_text(STREAM)
+    shown = call("inspect", "stream.py:make", "--input", "9,5", "--groups")
+    assert shown.code == 0, shown.err
+    assert "1: 4 residual blocks that can go" in shown.out
+    assert "1.0.router: 4 experts that can go" in shown.out
+    found = call("inspect", "stream.py:make", "--input", "9,5", "--groups", "--json").json()
+    assert [g["name"] for g in found["layers"]] == ["1"]
+    assert set(found["experts"][0]["members"]) == {"1.0.router.weight[0]", "1.0.router.bias[0]", "1.0.up[0]"}
