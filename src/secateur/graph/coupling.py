@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.count import Total, size_along
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
@@ -478,10 +479,7 @@ class Coupling:
         part = axes.part(dim)
         if part is None:
             return axes.shape[dim]
-        kept = alive[part.labels]
-        axis = part.dims.index(dim)
-        other = tuple(i for i in range(kept.ndim) if i != axis)
-        return int((kept.any(axis=other) if other else kept).sum())
+        return size_along(part, part.dims.index(dim), alive)
 
     def shape(self, axes: Axes, alive: NDArray[np.bool_]) -> tuple[int, ...]:
         """Return the shape of a tensor after pruning."""
@@ -499,43 +497,21 @@ class Coupling:
             if group >= 0 and self.groups[group].units < part.labels.size:
                 yield group
 
-    def macs(self, alive: NDArray[np.bool_]) -> int:
-        """Return the multiply-accumulates of the recorded forward after pruning."""
-        total = 0
-        cache: dict[int, int] = {}
-        for op in self.trace.ops:
-            for factors in op.macs:
-                product = 1
-                for axes, dim in factors:
-                    part = axes.part(dim)
-                    if part is None:
-                        product *= axes.shape[dim]
-                    elif len(part.dims) == 1:
-                        key = id(part.labels)
-                        if key not in cache:
-                            cache[key] = int(alive[part.labels].sum())
-                        product *= cache[key]
-                    else:
-                        product *= self.size(axes, dim, alive)
-                total += product
-        return total
+    @cached_property
+    def macs(self) -> Total:
+        """The multiply-accumulates of the recorded forward after pruning, given which labels stay."""
+        return Total(factors for op in self.trace.ops for factors in op.macs)
 
-    def parameters(self, alive: NDArray[np.bool_]) -> int:
-        """Return how many parameters stay, tied ones once."""
-        total = 0
-        for leaf in self.trace.leaves:
-            if leaf.kind == "parameter":
-                total += math.prod(self.shape(leaf.axes, alive))
-        return total
+    @cached_property
+    def parameters(self) -> Total:
+        """How many parameters stay, tied ones once, given which labels stay."""
+        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter")
 
-    def prunable_parameters(self, alive: NDArray[np.bool_]) -> int:
-        """Return how many elements stay in the parameters that some group reaches."""
+    @cached_property
+    def prunable_parameters(self) -> Total:
+        """How many elements stay in the parameters that some group reaches, given which labels stay."""
         reached = {m.name for g in self.groups for m in g.members}
-        return sum(
-            math.prod(self.shape(leaf.axes, alive))
-            for leaf in self.trace.leaves
-            if leaf.kind == "parameter" and leaf.name in reached
-        )
+        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter" and leaf.name in reached)
 
     def units_left(self, alive: NDArray[np.bool_]) -> int:
         """Return how many units stay."""
@@ -597,6 +573,10 @@ class Coupling:
                         lines.append(f"dimension {part.dims[0]}: can be pruned")
                 return f"{name}: " + "; ".join(lines or ["no dimension counts features"])
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
+
+
+def _elements(leaves: Iterable[Leaf]) -> Total:
+    return Total([(leaf.axes, dim) for dim in range(len(leaf.axes.shape))] for leaf in leaves)
 
 
 def _places(

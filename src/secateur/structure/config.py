@@ -54,7 +54,7 @@ def update_config(
                 if large != small:
                     sizes.setdefault(large, set()).add(small)
     search = _Search(type(model), config, wanted)
-    before = _outputs(model, inputs)
+    before: list[Tensor] | None = None
     obstacle = (
         "the configuration cannot express these widths, which differ between layers or break width = heads × head "
         "size; uniform=True keeps them expressible"
@@ -62,6 +62,7 @@ def update_config(
     if drops:
         obstacle = "the configuration cannot express that these blocks are gone"
     for found in search.depths(drops) if drops else search.run(sizes, _ratios(shapes, wanted)):
+        before = _outputs(model, inputs) if before is None else before
         mark = undo.count
         edits = _set(model, found, undo)
         if _same(before, _outputs(model, inputs)) and _same(before, _rebuilt_outputs(model, inputs)):

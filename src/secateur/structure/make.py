@@ -13,7 +13,7 @@ from torch import nn
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
-from secateur.graph.coupling import Coupling, Group, Unit
+from secateur.graph.coupling import Coupling, Unit
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
 from secateur.method import Method, as_method
@@ -215,9 +215,12 @@ class _Chooser:
 
     def _filtered(self, coupling: Coupling) -> dict[str, str]:
         """Return the groups that the filters leave alone."""
-        method, out = self._method, {}
+        method, out = self._method, dict[str, str]()
+        if not (method.include or method.exclude or method.types):
+            return out
+        shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
         for group in coupling.groups:
-            makers = self._makers(coupling, group)
+            makers = [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
             names = makers or [m.name for m in group.members]
             if method.include and not any(matches(n, method.include) for n in names):
                 out[group.name] = "not in include"
@@ -226,10 +229,6 @@ class _Chooser:
             elif method.types and not any(self._is_type(n, method.types) for n in names):
                 out[group.name] = "not of the given types"
         return out
-
-    def _makers(self, coupling: Coupling, group: Group) -> list[str]:
-        shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
-        return [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
 
     def _is_type(self, name: str, types: tuple[str, ...]) -> bool:
         module = self._model.get_submodule(name.rpartition(".")[0])
