@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Layerwise
@@ -387,3 +388,22 @@ def test_on_the_meta_device_only_shapes_are_checked() -> None:
     report = shrink_(net.eval(), layers(), torch.empty(3, 8, device="meta"))
     assert report.proof.level == "shapes"
     assert len(net.layers) == 3
+
+
+def test_fake_tensors_inside_and_outside_their_mode() -> None:
+    for pattern in (Layer(), Channel()):
+        method = Method(target=Target("macs", 0.6), pattern=pattern)
+        mode = FakeTensorMode()
+        with mode:
+            inside, outside, x = Stream(64).eval(), Stream(64).eval(), torch.randn(3, 8)
+            report = shrink_(inside, method, x)
+        again = shrink_(outside, method, x)
+        assert report.proof.level == again.proof.level == "shapes"
+        assert report.parameters == again.parameters
+        assert report.parameters[1] < report.parameters[0]
+        real = made(width=64)
+        report.plan.apply_(real)
+        assert {n: p.shape for n, p in real.named_parameters()} == {n: p.shape for n, p in inside.named_parameters()}
+        assert isinstance(next(inside.parameters()), FakeTensor)
+        with mode:
+            assert inside(torch.randn(5, 8)).shape == (5, 4)

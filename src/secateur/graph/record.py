@@ -20,13 +20,18 @@ from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.state import same_randomness
 from secateur.graph.trees import tensors
+from secateur.graph.valueless import fake_mode_of
 from secateur.graph.weak import ByTensor
 
 if TYPE_CHECKING:
     from secateur.graph.rules import Rules
 
 UNTRACED = frozenset(
-    {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::is_nonzero", "aten::_local_scalar_dense", "aten::item"}
+    {
+        *(f"aten::{name}" for name in ("detach", "alias", "lift_fresh", "is_nonzero", "_local_scalar_dense", "item")),
+        "prim::device",
+        "prim::layout",
+    }
 )
 """Operators that may come and go between two runs of one forward without meaning anything."""
 
@@ -563,6 +568,7 @@ def quiet_forward(model: nn.Module, *, training: bool = False) -> Iterator[None]
         if training:
             for module in model.modules():
                 module.training = True
+        context.enter_context(fake_mode_of(model))
         context.enter_context(torch.no_grad())
         context.enter_context(attention_fast_path(enabled=False))
         context.enter_context(same_randomness(model))

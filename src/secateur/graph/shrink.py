@@ -21,6 +21,7 @@ from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
+from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.graph.where import first_difference
@@ -87,7 +88,7 @@ def shrink(  # noqa: PLR0913
     refuse_unsupported(model)
     first = Example(args, kwargs)
     recorded = recorded or trace(model, [first], exact=exact, rules=rules)
-    meta = any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves)
+    meta = not all_have_values(leaf.tensor for leaf in recorded.leaves)
     mark = digest(model) if weights else ""
     ladder = _Ladder(model)
     if linked:
@@ -166,7 +167,7 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
     undo = Undo()
     try:
         undo.add(plan.apply_(model).revert)
-        if any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves):
+        if not all_have_values(leaf.tensor for leaf in recorded.leaves):
             proof = Proof(0.0, 0.0, 0, {}, "shapes")
         else:
             proof, culprit, again = _prove(

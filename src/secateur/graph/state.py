@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.valueless import has_values
+
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 _CLOSED = (type(None), str, bytes, int, float, complex, nn.Module, type, FunctionType, MethodType, ModuleType)
@@ -83,7 +85,7 @@ def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return the tensors that have values, those of one device and dtype together, large ones alone."""
     out: dict[tuple[object, ...], list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.device.type != "meta" and tensor.layout == torch.strided:
+        if has_values(tensor) and tensor.layout == torch.strided:
             alone = id(tensor) if tensor.numel() > _LARGE else 0
             out.setdefault((tensor.device, tensor.dtype, alone), []).append(tensor)
     return list(out.values())

@@ -43,7 +43,7 @@ class Proof:
         scale: Largest absolute value of the output that differs most.
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
-        level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
+        level: ``"values"``, or ``"shapes"`` on the meta device and for fake tensors, which have no values to compare.
         bypassed: Whole blocks that are gone; the dense model let its stream pass by them.
     """
 
@@ -73,7 +73,7 @@ class Proof:
 
     def __str__(self) -> str:
         if self.level == "shapes":
-            return "only shapes were checked: tensors on the meta device have no values"
+            return "only shapes were checked: tensors on the meta device, and fake ones, have no values"
         verdict = "equal to" if self.equal else "NOT equal to"
         over = sum(self.normalised.values())
         note = f"; {over} normalisations run over kept channels" if over else ""

@@ -16,6 +16,7 @@ from secateur.graph.plan import Drop, Edit, Undo, edit_
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
+from secateur.graph.valueless import all_have_values
 from secateur.structure.inputs import Inputs
 
 _HEAD_SIZE = ("head_dim", "d_kv", "attention_head_size", "kv_channels")
@@ -91,7 +92,7 @@ def _same(before: list[Tensor], after: list[Tensor] | None) -> bool:
 def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """Return what the model gives that the configuration builds, with the shrunk weights."""
     held = list(model.parameters())
-    if any(p.device.type == "meta" for p in held):
+    if not all_have_values(held):
         return _outputs(model, inputs)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -12,6 +12,7 @@ from secateur.graph.blocks import find_stacks
 from secateur.graph.coupling import Coupling, trace
 from secateur.graph.examples import Example
 from secateur.graph.shrink import refuse_unsupported
+from secateur.graph.valueless import outside_fake_mode
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import GroupReport, explain
 
@@ -74,6 +75,11 @@ def find_groups(model: nn.Module, example_inputs: Any, *, exact: bool = False) -
         [('0', 32, ('0.weight[0]', '0.bias[0]', '2.weight[1]'))]
     """
     refuse_unsupported(model)
+    with outside_fake_mode():
+        return _find(model, example_inputs, exact)
+
+
+def _find(model: nn.Module, example_inputs: Any, exact: bool) -> Groups:
     example = Example(*split_inputs(example_inputs))
     recorded = trace(model, [example], exact=exact)
     coupling = Coupling(recorded)

@@ -16,6 +16,7 @@ from secateur.graph.choose import Removed, Unreachable, bundles, meet
 from secateur.graph.coupling import Coupling, Unit
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
+from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import matches
@@ -86,9 +87,9 @@ def make_plan(
         MissingStatsError: When the score needs data or a loss, and there are none.
         TargetError: When the target is out of reach; gives the limit.
     """
-    shrunk, report = plan_and_shrink(
-        model, method, example_inputs, Structural(align, uniform, exact), loss_fn=loss_fn, batches=batches
-    )
+    how = Structural(align, uniform, exact)
+    with outside_fake_mode():
+        shrunk, report = plan_and_shrink(model, method, example_inputs, how, loss_fn=loss_fn, batches=batches)
     shrunk.undo.revert()
     return report
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SelectionError
 from secateur.graph.coupling import Coupling, Group
+from secateur.graph.valueless import all_have_values
 from secateur.method import check_finite
 from secateur.patterns import Channel
 from secateur.scores import Coupled
@@ -57,7 +58,7 @@ def unit_scores(
     values = {leaf.name: leaf.tensor.detach() for leaf in coupling.trace.leaves if leaf.kind == "parameter"}
     reached = {m.name for g in coupling.groups for m in g.members if m.name in values}
     values = {name: values[name] for name in reached}
-    if any(v.device.type == "meta" for v in values.values()):
+    if not all_have_values(values.values()):
         return np.zeros(coupling.units), {}  # no values to score: the lowest indices go
     for name, value in values.items():
         check_finite(name, value)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.errors import GraphError, PlanError
 from secateur.graph.plan import Plan, Undo
 from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
+from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
@@ -77,7 +78,8 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
     averaged = ema.module if isinstance(ema, AveragedModel) else ema
     if averaged is model:
         raise PlanError("ema is the model itself; give the averaged copy")
-    shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
+    with outside_fake_mode():
+        shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
     extra = Undo()
     try:
         if optimizer is not None:
