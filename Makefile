@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint install cards bench-speed bench-fashion-mnist bench-coverage bench-structural-speed bench-efficientnet clean
+.PHONY: demo test lint install cards bench-speed bench-fashion-mnist bench-coverage bench-structural-speed bench-efficientnet bench-minilm clean
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -50,6 +50,10 @@ bench-coverage: $(INSTALLED)
 # Needs packages that the benchmark's first lines name. Large buffers are kept instead of being mapped anew each time.
 bench-efficientnet: $(INSTALLED)
 	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python benchmarks/efficientnet.py
+
+# About an hour; needs packages that the benchmark's first lines name. Nothing is downloaded while it runs.
+bench-minilm: $(INSTALLED)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/minilm.py
 
 clean:
 	rm -rf .venv build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
