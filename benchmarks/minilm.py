@@ -402,10 +402,13 @@ def _keys(criterion: str) -> Iterator[tuple[str, int]]:
     yield from ((criterion if len(seeds) == 1 else f"{criterion}/{seed}", seed) for seed in seeds)
 
 
-DISTILLED = (
-    (RECOMMENDED, "refit"), (RECOMMENDED, "new weights"), (RECOMMENDED, "new layers"), ("random", "refit"),
-    ("l1_global", "refit"),
-)  # fmt: skip
+DISTILLED = {
+    0.5: (
+        (RECOMMENDED, "refit"), ("random", "refit"), ("l2_layerwise", "refit"),
+        (RECOMMENDED, "new layers"), (RECOMMENDED, "new weights"),
+    ),
+    0.7: ((RECOMMENDED, "refit"), ("random", "refit"), (RECOMMENDED, "new weights")),
+}  # fmt: skip
 
 
 def cells() -> dict[str, Callable[[Bench], Cell]]:
@@ -423,8 +426,8 @@ def cells() -> dict[str, Callable[[Bench], Cell]]:
             how = replace(DISTILLATION, steps=100, lr=rate)
             make = partial(distil_cell, target=0.5, name=RECOMMENDED, how=how, start=start, trial=True)
             out[f"trial/distil/{start}/lr {rate:g}"] = make
-    for target in reversed(TARGETS):
-        for criterion, start in DISTILLED:
+    for target, chosen in DISTILLED.items():
+        for criterion, start in chosen:
             how = DISTILLATION if start == "refit" else SCRATCH
             out[f"distil/{target}/{criterion}/{start}"] = partial(
                 distil_cell, target=target, name=criterion, how=how, start=start
