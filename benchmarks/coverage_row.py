@@ -177,7 +177,7 @@ def shrunk(row: Row, model: nn.Module, dense: nn.Module, inputs: Inputs, optimiz
         "difference": proof.difference,
         "scale": proof.scale,
         "inputs": proof.inputs,
-        "equal": proof.difference <= TOLERANCE * max(1.0, proof.scale),
+        "equal": proof.equal,
         "normalised": dict(proof.normalised),
         "achieved": report.achieved,
         "attempts": getattr(report, "attempts", None),
@@ -218,7 +218,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def unseen(dense: nn.Module, small: nn.Module, inputs: Inputs, report: ShrinkReport) -> Check:
     """The engine's own proof, on inputs that planning has not seen."""
     proof = verify(dense, small, inputs, report)
-    ok = proof.difference <= TOLERANCE * max(1.0, proof.scale)
+    ok = proof.equal
     why = "" if ok else f"differs by {proof.difference:.1e} of {proof.scale:.1e}"
     return {"ok": ok, "difference": proof.difference, "scale": proof.scale, "inputs": proof.inputs, "why": why}
 

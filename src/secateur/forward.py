@@ -27,13 +27,15 @@ def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
     would change weights for good.
     """
     flags = {module: module.training for module in model.modules()}
-    for module in flags:
-        module.training = False
+    for module, training in flags.items():
+        if training:
+            module.training = False
     try:
         yield
     finally:
         for module, training in flags.items():
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 @contextmanager

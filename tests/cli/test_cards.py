@@ -74,7 +74,11 @@ def test_the_python_on_a_card_runs(axis, name):
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     exec(cards.card(axis, name).recipe, names)
-    made = names["method"].score if axis.name == "unit-score" else names["penalised"].penalty
+    made = {
+        "unit-score": lambda: names["method"].score,
+        "unit-pattern": lambda: names["method"].pattern,
+        "penalty": lambda: names["penalised"].penalty,
+    }[axis.name]()
     assert made == axis.parts[name]()
 
 

@@ -66,3 +66,52 @@ def test_a_regression_protects_values(workspace, call):
     done = call("prune", "recipe.toml", "--score", "sensitivity", *COMMON)
     assert done.code == 0, done.err
     assert "outputs='values'" in (workspace / "pruned" / "plan.json").read_text()
+
+
+STREAM = """
+import torch
+from torch import nn
+
+
+class Mixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router, self.up = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, x):
+        share, chosen = self.router(x).softmax(-1).topk(2, -1)
+        return x + (torch.einsum("tkij,tj->tki", self.up[chosen], x) * share[..., None]).sum(1)
+
+
+def make():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 8), nn.Sequential(*[Mixture() for _ in range(4)]), nn.Linear(8, 3))
+"""
+
+
+@pytest.mark.parametrize(("pattern", "left"), [("layer", 2), ("expert", 4)])
+def test_layers_and_experts(workspace, call, pattern, left):
+    (workspace / "stream.py").write_text(STREAM)
+    argv = ("stream.py:make", "--input", "9,5")
+    done = call("prune", *argv, "--pattern", pattern, *COMMON)
+    assert done.code == 0, done.err
+    shown = done.json()
+    assert shown["achieved"] == 0.5
+    assert shown["proof"]["equal"]
+    assert shown["proof"]["bypassed"] == (2 if pattern == "layer" else 0)
+    assert sum(g["kept"] for g in shown["groups"]) == left * (1 if pattern == "layer" else 2)
+    assert call("verify", "stream.py:make", "pruned", "--input", "9,5").code == 0
+    refused = call("prune", *argv, "--pattern", "layers", *COMMON)
+    assert refused.code == 2
+    assert "did you mean 'layer'?" in refused.err
+
+
+def test_inspect_lists_layers_and_experts(workspace, call):
+    (workspace / "stream.py").write_text(STREAM)
+    shown = call("inspect", "stream.py:make", "--input", "9,5", "--groups")
+    assert shown.code == 0, shown.err
+    assert "1: 4 residual blocks that can go" in shown.out
+    assert "1.0.router: 4 experts that can go" in shown.out
+    found = call("inspect", "stream.py:make", "--input", "9,5", "--groups", "--json").json()
+    assert [g["name"] for g in found["layers"]] == ["1"]
+    assert set(found["experts"][0]["members"]) == {"1.0.router.weight[0]", "1.0.router.bias[0]", "1.0.up[0]"}

@@ -1,12 +1,14 @@
 """Whole residual blocks: found, scored, taken out, proven, replayed, and refused with nothing changed."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Layerwise
@@ -174,6 +176,7 @@ def test_a_place_that_is_a_value_is_not_counted_anew() -> None:
     report = shrink_(net, layers(score=Random(seed=3)), X)
     assert [layer.layer_idx for layer in net.layers] == [i for i in range(6) if i not in places(report)]
     assert verify(dense, net, X, report).equal
+    assert verify(dense, net, X) == verify(dense, net, X, report)
 
 
 def test_torchs_own_encoder() -> None:
@@ -301,7 +304,12 @@ def test_files_replay_one_round_or_several(tmp_path: Path) -> None:
     assert torch.equal(fresh(X), net(X))
     second = shrink_(net, Method(target=Target("macs", 0.5), pattern=Channel()), X)
     third = shrink_(net, layers(0.7), X)
-    save_pruned(tmp_path / "three", net, [first, second, third])
+    save_pruned(tmp_path / "three", net)
+    assert [p.to_dict() for p in load_plans(tmp_path / "three" / "plan.json")] == [
+        json.loads(json.dumps(r.plan.to_dict())) for r in (first, second, third)
+    ]
+    with pytest.raises(PlanError, match="shrunk in 3 rounds"):
+        verify(made(width=32), net, X)
     fresh = made(width=32)
     assert len(load_pruned(fresh, tmp_path / "three")) == 3
     assert torch.equal(fresh(X), net(X))
@@ -315,6 +323,8 @@ def test_files_replay_one_round_or_several(tmp_path: Path) -> None:
         load_pruned(once, tmp_path / "one")
     with pytest.raises(PlanError, match="no plan to write"):
         save_pruned(tmp_path / "none", net, [])
+    with pytest.raises(PlanError, match="is a copy of one that has"):
+        save_pruned(tmp_path / "none", copy.deepcopy(net))
 
 
 def test_a_plan_can_be_given_back() -> None:
@@ -378,3 +388,22 @@ def test_on_the_meta_device_only_shapes_are_checked() -> None:
     report = shrink_(net.eval(), layers(), torch.empty(3, 8, device="meta"))
     assert report.proof.level == "shapes"
     assert len(net.layers) == 3
+
+
+def test_fake_tensors_inside_and_outside_their_mode() -> None:
+    for pattern in (Layer(), Channel()):
+        method = Method(target=Target("macs", 0.6), pattern=pattern)
+        mode = FakeTensorMode()
+        with mode:
+            inside, outside, x = Stream(64).eval(), Stream(64).eval(), torch.randn(3, 8)
+            report = shrink_(inside, method, x)
+        again = shrink_(outside, method, x)
+        assert report.proof.level == again.proof.level == "shapes"
+        assert report.parameters == again.parameters
+        assert report.parameters[1] < report.parameters[0]
+        real = made(width=64)
+        report.plan.apply_(real)
+        assert {n: p.shape for n, p in real.named_parameters()} == {n: p.shape for n, p in inside.named_parameters()}
+        assert isinstance(next(inside.parameters()), FakeTensor)
+        with mode:
+            assert inside(torch.randn(5, 8)).shape == (5, 4)

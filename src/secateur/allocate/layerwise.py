@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+
+import numpy as np
 
 from secateur.select import cost_of_best, live
 from secateur.types import Units
@@ -44,11 +46,15 @@ class Layerwise:
         least = {name: min(units[name].floor, most[name]) for name in names}
         price = {name: cost_of_best(units[name]) for name in names}
 
-        def counts_at(density: float) -> dict[str, int]:
-            return {n: min(max(math.floor(density * size[n] + 0.5), least[n]), most[n]) for n in names}
+        sizes, fewest, largest = (np.array([table[n] for n in names]) for table in (size, least, most))
+        prices = list(price.values())
 
-        def cost(counts: Mapping[str, int]) -> float:
-            return math.fsum(price[n](counts[n]) for n in names)
+        def counts_at(density: float) -> list[int]:
+            rounded = np.clip(np.floor(density * sizes + 0.5), fewest, largest)
+            return rounded.astype(np.int64).tolist()  # type: ignore[no-any-return]
+
+        def cost(counts: Sequence[int]) -> float:
+            return math.fsum(price_of(count) for price_of, count in zip(prices, counts, strict=True))
 
         slack = kept + 1e-9 * max(abs(kept), 1.0)
         low, high = 0.0, 1.0
@@ -59,16 +65,17 @@ class Layerwise:
             if below == above:
                 break  # every density in between says the same
             middle = (low + high) / 2
-            counts = counts_at(middle)
-            if cost(counts) <= slack:
-                low, below = middle, counts
+            between = counts_at(middle)
+            if cost(between) <= slack:
+                low, below = middle, between
             else:
-                high, above = middle, counts
+                high, above = middle, between
         # A little less, so that no layer got in by a rounding error: what is left falls due at the very same density.
-        counts = counts_at(low * (1 - 1e-9))
+        found = counts_at(low * (1 - 1e-9))
+        counts = dict(zip(names, found, strict=True))
         due = [(Fraction(2 * counts[n] + 1, 2 * size[n]), n) for n in names if counts[n] < most[n]]
         heapq.heapify(due)
-        spent = cost(counts)
+        spent = cost(found)
         while due:
             _, name = heapq.heappop(due)
             more = price[name](counts[name] + 1) - price[name](counts[name])

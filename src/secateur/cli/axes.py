@@ -50,7 +50,7 @@ class Axis:
 def axes() -> dict[str, Axis]:
     """Return every axis by name, in the order in which a run meets them."""
     from secateur.allocate import ALLOCATIONS
-    from secateur.patterns import PATTERNS
+    from secateur.patterns import PATTERNS, UNIT_PATTERNS
     from secateur.penalties import PENALTIES
     from secateur.pipeline.optim import LEARNING_RATES, OPTIMIZERS
     from secateur.pipeline.tasks import TASKS
@@ -73,6 +73,14 @@ def axes() -> dict[str, Axis]:
             home=("secateur.scores", "method = secateur.Method(target=target, score={}, pattern=Channel())"),
         ),
         Axis("pattern", "what is removed together", "prune", "pattern", PATTERNS),
+        Axis(
+            "unit-pattern",
+            "what is cut out whole",
+            "",
+            "",
+            UNIT_PATTERNS,
+            home=("secateur.patterns", "method = secateur.Method(target=target, pattern={})"),
+        ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
         Axis(

@@ -96,6 +96,9 @@ def show_groups(source: Source, inputs: list[str], layer: str | None, *, as_json
     for group in found.groups:
         table.add_row(group.name, str(group.units), ", ".join(group.members))
     put(out, Text(f"{source.name}: {len(found.groups)} coupled groups", style="bold"), table, Text())
+    for kind, more in (("experts", found.experts), ("residual blocks", found.layers)):
+        for group in more:
+            put(out, Text(f"{group.name}: {group.units} {kind} that can go"))
     for name, why in found.fixed.items():
         put(out, Text(f"{name}: {why}", style="dim"))
 

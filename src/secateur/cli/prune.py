@@ -35,7 +35,7 @@ def prune(
     target: str = typer.Option(
         ..., "--target", "-t", metavar="KIND=VALUE", help="macs=0.5, channels=0.6, compression_ratio=2, sparsity=0.5."
     ),
-    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel (heads included)."),
+    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel, expert or layer."),
     score: str = typer.Option("magnitude", "--score", "-s", help="See secateur ls score and secateur ls unit-score."),
     score_args: list[str] = typer.Option(
         [], "--score-arg", metavar="KEY=VALUE", help="An option of the score: form=square. Repeatable."
@@ -52,23 +52,22 @@ def prune(
 ) -> None:
     """Make a model physically smaller, prove the result, write it with its plan.
 
-    Channels, heads and neurons go from every tensor that they reach. Nothing is written unless the small model equals
-    the masked dense one.
+    Channels, heads and neurons (or experts, or whole residual blocks) go from every tensor that they reach. Nothing is
+    written unless the small model equals the masked dense one.
 
     For example:
     secateur prune net.py:make --weights net.pt --input 1,3,32,32 --target macs=0.5
     secateur prune runs/first --target channels=0.6 --allocate layerwise
+    secateur prune net.py:make --input 1,128:int64 --pattern layer -t macs=0.75
     secateur prune recipe.toml -t macs=0.5 -s sensitivity --score-arg per_mac=true
     """
     from secateur.cli.show import console, print_json, put
     from secateur.cli.source import open_source
     from secateur.cli.watch import Watch
-    from secateur.errors import check_choice
     from secateur.structure import save_pruned, shrink_
 
-    check_choice("--pattern", pattern, ["channel"])
     source = open_source(model, weights=weights, base=base)
-    method = _method(target, _score(source, score, score_args), allocate, include, exclude)
+    method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
     example = example_of(source, inputs)
     data = _data(source, method.score) if method.score.needs - {"unit_macs"} else {}
     with Watch(source.name, quiet=as_json) as watch:
@@ -114,13 +113,8 @@ def verify(
 
     source = open_source(model, weights=weights, base=base)
     small = copy.deepcopy(source.model)
-    plans = load_pruned(small, pruned)
-    if len(plans) > 1:
-        raise GraphError(
-            f"{pruned} was pruned in {len(plans)} rounds, with training in between perhaps: each was proven when it "
-            "was made, and there is no one dense model to compare the last with"
-        )
-    proof = prove(source.model, small, example_of(source, inputs), plans[0])
+    load_pruned(small, pruned)
+    proof = prove(source.model, small, example_of(source, inputs))
     if as_json:
         print_json(proof.to_dict())
     else:
@@ -145,11 +139,13 @@ def groups_table(report: ShrinkReport) -> Table:
     return table
 
 
-def _method(target: str, score: Score | GroupScore, allocate: str, include: list[str], exclude: list[str]) -> Method:
+def _method(
+    target: str, pattern: str, score: Score | GroupScore, allocate: str, include: list[str], exclude: list[str]
+) -> Method:
     from secateur.allocate import ALLOCATIONS
     from secateur.errors import TargetError, check_choice
     from secateur.method import Method
-    from secateur.patterns import Channel
+    from secateur.patterns import UNIT_PATTERNS, Channel
     from secateur.targets import Target
 
     kind, _, value = target.partition("=")
@@ -158,10 +154,12 @@ def _method(target: str, score: Score | GroupScore, allocate: str, include: list
     except ValueError:
         raise TargetError(f"--target {target!r}: expected KIND=NUMBER, such as macs=0.5") from None
     check_choice("--allocate", allocate, list(ALLOCATIONS))
+    patterns: dict[str, Any] = {"channel": Channel, **UNIT_PATTERNS}
+    check_choice("--pattern", pattern, list(patterns))
     return Method(
         target=Target(kind, number),  # type: ignore[arg-type]  # refused by Target itself
         score=score,
-        pattern=Channel(),
+        pattern=patterns[pattern](),
         allocate=ALLOCATIONS[allocate](),
         include=tuple(include),
         exclude=tuple(exclude),

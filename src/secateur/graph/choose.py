@@ -101,13 +101,15 @@ def choose(
     for bundle in decisions:
         if bundle.parts == 1:
             continue
-        share = float(np.mean([counts[g.name] / g.units for g in bundle.groups]))
+        shares = [counts[g.name] / g.units for g in bundle.groups]
+        share = shares[0] if len(shares) == 1 else float(np.mean(shares))
         for group, step in zip(bundle.groups, bundle.steps, strict=True):
             # Whole steps, the remainder of a count that is no multiple goes first.
             steps = max(1, math.floor(group.units * share / step + 0.5))
             keep = min(steps * step, group.units)
-            order = np.argsort(scores[group.ids], kind="stable")
-            removed[group.ids[order[: group.units - keep]]] = True
+            if keep < group.units:
+                order = np.argsort(scores[group.ids], kind="stable")
+                removed[group.ids[order[: group.units - keep]]] = True
     return removed
 
 
@@ -139,9 +141,11 @@ def meet(
     """
     open_groups = [g for b in decisions if b.parts > 1 for g in b.groups]
     kinds = isomorphisms(coupling)
+    floors = {  # one step, and no fewer than a group's own floor
+        g.name: step * -(-g.floor // step) for b in decisions for g, step in zip(b.groups, b.steps, strict=True)
+    }
     units = {
-        g.name: Units(torch.from_numpy(scores[g.ids]), 1.0, max(1, _floor(decisions, g)), kinds[g.name])
-        for g in open_groups
+        g.name: Units(torch.from_numpy(scores[g.ids]), 1.0, max(1, floors[g.name]), kinds[g.name]) for g in open_groups
     }
     total = sum(g.units for g in open_groups)
 
@@ -174,15 +178,6 @@ class Unreachable(TargetError):
     def __init__(self, least: float) -> None:
         super().__init__(f"the smallest size that the groups allow is {least:g}")
         self.least = least
-
-
-def _floor(decisions: Sequence[Bundle], group: Group) -> int:
-    """Return the fewest units a group keeps: one step, and no fewer than its own floor."""
-    for bundle in decisions:
-        for member, step in zip(bundle.groups, bundle.steps, strict=True):
-            if member is group:
-                return step * -(-group.floor // step)
-    return group.units
 
 
 def isomorphisms(coupling: Coupling) -> dict[str, str]:

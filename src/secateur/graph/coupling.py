@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.count import Total, size_along
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
@@ -81,6 +82,8 @@ class Member:
 
 
 Unit = Literal["channel", "expert"]
+
+ONLY_EXPERTS = "being no expert, where only experts are pruned"
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,7 @@ class Coupling:
 
     def __init__(self, recorded: Trace, constraints: Constraints | None = None, unit: Unit = "channel") -> None:
         self.trace = recorded
+        self.unit: Unit = unit
         constraints = constraints or Constraints()
         ledger = recorded.ledger.copy()
         self._constrain(ledger, constraints)
@@ -349,7 +353,7 @@ class Coupling:
         for labels, _, _ in ledger.chosen:
             experts[roots[labels]] = True
         experts[FIXED] = False
-        ledger.freeze(np.flatnonzero(~experts[roots]), "only experts are pruned")
+        ledger.freeze(np.flatnonzero(~experts[roots]), ONLY_EXPERTS)
 
     def _sizes_of(self, modules: Mapping[str, str]) -> list[_Sizes]:
         """Return, module by module, the dimensions of each size, and which of them are split or joined there."""
@@ -475,10 +479,7 @@ class Coupling:
         part = axes.part(dim)
         if part is None:
             return axes.shape[dim]
-        kept = alive[part.labels]
-        axis = part.dims.index(dim)
-        other = tuple(i for i in range(kept.ndim) if i != axis)
-        return int((kept.any(axis=other) if other else kept).sum())
+        return size_along(part, part.dims.index(dim), alive)
 
     def shape(self, axes: Axes, alive: NDArray[np.bool_]) -> tuple[int, ...]:
         """Return the shape of a tensor after pruning."""
@@ -496,43 +497,21 @@ class Coupling:
             if group >= 0 and self.groups[group].units < part.labels.size:
                 yield group
 
-    def macs(self, alive: NDArray[np.bool_]) -> int:
-        """Return the multiply-accumulates of the recorded forward after pruning."""
-        total = 0
-        cache: dict[int, int] = {}
-        for op in self.trace.ops:
-            for factors in op.macs:
-                product = 1
-                for axes, dim in factors:
-                    part = axes.part(dim)
-                    if part is None:
-                        product *= axes.shape[dim]
-                    elif len(part.dims) == 1:
-                        key = id(part.labels)
-                        if key not in cache:
-                            cache[key] = int(alive[part.labels].sum())
-                        product *= cache[key]
-                    else:
-                        product *= self.size(axes, dim, alive)
-                total += product
-        return total
+    @cached_property
+    def macs(self) -> Total:
+        """The multiply-accumulates of the recorded forward after pruning, given which labels stay."""
+        return Total(factors for op in self.trace.ops for factors in op.macs)
 
-    def parameters(self, alive: NDArray[np.bool_]) -> int:
-        """Return how many parameters stay, tied ones once."""
-        total = 0
-        for leaf in self.trace.leaves:
-            if leaf.kind == "parameter":
-                total += math.prod(self.shape(leaf.axes, alive))
-        return total
+    @cached_property
+    def parameters(self) -> Total:
+        """How many parameters stay, tied ones once, given which labels stay."""
+        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter")
 
-    def prunable_parameters(self, alive: NDArray[np.bool_]) -> int:
-        """Return how many elements stay in the parameters that some group reaches."""
+    @cached_property
+    def prunable_parameters(self) -> Total:
+        """How many elements stay in the parameters that some group reaches, given which labels stay."""
         reached = {m.name for g in self.groups for m in g.members}
-        return sum(
-            math.prod(self.shape(leaf.axes, alive))
-            for leaf in self.trace.leaves
-            if leaf.kind == "parameter" and leaf.name in reached
-        )
+        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter" and leaf.name in reached)
 
     def units_left(self, alive: NDArray[np.bool_]) -> int:
         """Return how many units stay."""
@@ -567,13 +546,16 @@ class Coupling:
                     out.setdefault(leaf.name, {})[part.dims[0]] = np.flatnonzero(flags)
         return out
 
+    @cached_property
+    def _reasons(self) -> dict[int, str]:
+        return self._ledger.reasons(self.roots)
+
     def why_fixed(self, name: str) -> str:
-        """Say why a tensor's dimensions cannot be pruned.
+        """Say why a tensor's dimensions cannot be pruned; positions of a kernel, which never can, are left out.
 
         Args:
             name: Qualified name of a parameter, or of a module with a ``weight``.
         """
-        reasons = self._ledger.reasons(self.roots)
         for index, leaf in enumerate(self.trace.leaves):
             if name in leaf.names or f"{name}.weight" in leaf.names:
                 if index not in self.trace.touched:
@@ -583,12 +565,18 @@ class Coupling:
                     roots = np.unique(self.roots[part.labels])
                     fixed = [r for r in roots.tolist() if self.frozen[r]]
                     if fixed:
-                        why = reasons.get(fixed[0], "it meets a fixed dimension")
+                        why = self._reasons.get(fixed[0], "it meets a fixed dimension")
+                        if part.dims[0] > 1 and why.endswith("aten::convolution"):
+                            continue
                         lines.append(f"dimension {part.dims[0]}: fixed by {why}")
                     else:
                         lines.append(f"dimension {part.dims[0]}: can be pruned")
-                return f"{name}: " + "; ".join(lines or ["every dimension has size 1"])
+                return f"{name}: " + "; ".join(lines or ["no dimension counts features"])
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
+
+
+def _elements(leaves: Iterable[Leaf]) -> Total:
+    return Total([(leaf.axes, dim) for dim in range(len(leaf.axes.shape))] for leaf in leaves)
 
 
 def _places(

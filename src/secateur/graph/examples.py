@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.graph.record import call, op_name
 from secateur.graph.still import Still
 from secateur.graph.trees import mapped, tensors
+from secateur.graph.valueless import has_values
 
 _READS = frozenset({"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"})
 _FAR = 1e6
@@ -140,7 +141,7 @@ def unseen(example: Example, seed: int = 1) -> Example:
     generator = torch.Generator("cpu").manual_seed(seed)
 
     def other(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.device.type == "meta" or not value.numel():
+        if not isinstance(value, Tensor) or not has_values(value) or not value.numel():
             return value
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(value)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.checkpoint import write_atomic
 from secateur.errors import PlanError
 from secateur.graph.record import owned_tensors
+from secateur.graph.valueless import has_values
 
 FORMAT = 1
 
@@ -342,6 +343,9 @@ def slice_tensor(tensor: Tensor, kept: Mapping[int, NDArray[np.int64]]) -> Tenso
     )  # fmt: skip
     with torch.inference_mode(mode=False), torch.no_grad():  # else it could not be trained any more
         out = tensor.detach()
+        if not has_values(tensor):
+            out = out.new_empty([len(kept[d]) if d in kept else size for d, size in enumerate(tensor.shape)])
+            kept = {}
         for dim, indices in kept.items():
             out = out.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(out.device))
         return out.contiguous(memory_format=torch.channels_last) if channels_last else out
@@ -502,7 +506,7 @@ def digest(model: nn.Module) -> str:
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.named_parameters()):
         state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.device.type != "meta" and tensor.numel():
+        if has_values(tensor) and tensor.numel():
             value = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
             state.update(str(int(torch.hash_tensor(value).view(torch.int64))).encode())  # whatever the order
             state.update(value.flatten()[:1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())

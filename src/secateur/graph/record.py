@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,20 +14,24 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.state import same_randomness
 from secateur.graph.trees import tensors
+from secateur.graph.valueless import fake_mode_of
+from secateur.graph.weak import ByTensor
 
 if TYPE_CHECKING:
     from secateur.graph.rules import Rules
 
 UNTRACED = frozenset(
-    {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::is_nonzero", "aten::_local_scalar_dense", "aten::item"}
+    {
+        *(f"aten::{name}" for name in ("detach", "alias", "lift_fresh", "is_nonzero", "_local_scalar_dense", "item")),
+        "prim::device",
+        "prim::layout",
+    }
 )
 """Operators that may come and go between two runs of one forward without meaning anything."""
 
@@ -105,7 +110,7 @@ class Op:
 class Call:
     """What a rule sees of one operator call: arguments by schema name, the result, and the labels of both."""
 
-    __slots__ = ("_mode", "args", "func", "macs", "name", "out")
+    __slots__ = ("_mode", "_outputs", "_tensors", "args", "func", "macs", "name", "out")
 
     def __init__(
         self, mode: Recorder, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
@@ -116,6 +121,8 @@ class Call:
         self.args = bind(func, args, kwargs)
         self.out = out
         self.macs: Products = ()
+        self._tensors = flat_tensors(list(self.args.values()))
+        self._outputs = flat_tensors(out)
 
     def __getitem__(self, name: str) -> Any:
         return self.args.get(name)
@@ -133,7 +140,7 @@ class Call:
     @property
     def first(self) -> Tensor:
         """The first tensor argument."""
-        return self.tensors()[0]
+        return self._tensors[0]
 
     @property
     def result(self) -> Tensor:
@@ -147,11 +154,11 @@ class Call:
 
     def tensors(self) -> list[Tensor]:
         """All tensor arguments, in order."""
-        return [t for t in tree_leaves(list(self.args.values())) if isinstance(t, Tensor)]
+        return list(self._tensors)
 
     def outputs(self) -> list[Tensor]:
         """All tensor results."""
-        return [t for t in tree_leaves(self.out) if isinstance(t, Tensor)]
+        return list(self._outputs)
 
     def axes(self, tensor: Tensor) -> Axes:
         """Return the labels of an argument."""
@@ -181,6 +188,7 @@ class Call:
 Rule = Callable[[Call], None]
 
 
+@lru_cache(maxsize=4096)
 def op_name(func: torch._ops.OpOverload) -> str:
     """Return ``"aten::add"`` for ``aten.add_.Tensor``: in-place and out-of-place do the same to labels."""
     name = func._schema.name
@@ -190,16 +198,43 @@ def op_name(func: torch._ops.OpOverload) -> str:
 def bind(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Name the arguments after the operator's schema, defaults included."""
     out: dict[str, Any] = {}
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.is_out:
-            continue
+    for i, (name, default) in enumerate(_arguments(func)):
         if i < len(args):
-            out[argument.name] = args[i]
-        elif argument.name in kwargs:
-            out[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            out[argument.name] = argument.default_value
+            out[name] = args[i]
+        elif name in kwargs:
+            out[name] = kwargs[name]
+        elif default is not None:
+            out[name] = default[0]
     return out
+
+
+@lru_cache(maxsize=4096)
+def _arguments(func: torch._ops.OpOverload) -> list[tuple[str, tuple[Any] | None]]:
+    """Return the name of each argument of an operator, and its default if it has one."""
+    return [
+        (argument.name, (argument.default_value,) if argument.has_default_value() else None)
+        for argument in func._schema.arguments
+        if not argument.is_out
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _written(func: torch._ops.OpOverload) -> list[tuple[int, str]]:
+    """Return place and name of the arguments that an operator writes to."""
+    return [
+        (i, argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors among the arguments or results of an operator, which come in plain containers only."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in flat_tensors(v)] if isinstance(value, list | tuple) else []
 
 
 _ESCAPES: dict[Any, str] = {
@@ -266,8 +301,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.leaves: list[Leaf] = []
         self.touched: set[int] = set()
         self.number_read: tuple[int, Labels] | None = None
-        self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._leaf_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._axes = ByTensor[Axes]()
+        self._leaf_of: dict[int, int] = {}  # by identity: the leaves keep their tensors
         self._storage: dict[int, int] = {}
         self._owner: dict[int, int] = {}
         self._data: list[Tensor] = []
@@ -298,7 +333,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def adopt(self, leaves: list[Leaf]) -> None:
         """Continue with the leaves of another recording."""
         for leaf in leaves:
-            self._leaf_of[leaf.tensor] = len(self.leaves)
+            self._leaf_of[id(leaf.tensor)] = len(self.leaves)
             if has_storage(leaf.tensor):
                 storage = leaf.tensor.untyped_storage()._cdata
                 self._storage[storage] = -1 if storage in self._storage else len(self.leaves)
@@ -310,23 +345,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def leaf_index(self, tensor: Tensor) -> int:
         """Return which leaf a tensor is, by identity or as an alias such as ``.data``; -1 for none."""
-        index = self._leaf_of.get(tensor)  # type: ignore[no-untyped-call]
+        index = self._leaf_of.get(id(tensor))
         if index is None:
             index = self._storage.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
             if index >= 0:
                 leaf = self.leaves[index].tensor
                 if leaf.shape != tensor.shape or leaf.stride() != tensor.stride() or tensor in self._axes:
                     index = -1
-        return int(index)
+        return index
 
     def axes(self, tensor: Tensor) -> Axes:
         """Return the labels of a tensor; one that nobody has seen is fixed in every dimension."""
-        found = self._axes.get(tensor)  # type: ignore[no-untyped-call]
+        found = self._axes.get(tensor)
         if found is None:
             index = self.leaf_index(tensor)
-            found = self._axes[self.leaves[index].tensor] if index >= 0 else Axes(tensor.shape)
+            found = self._axes.get(self.leaves[index].tensor) if index >= 0 else None
+            found = Axes(tensor.shape) if found is None else found
             self._axes[tensor] = found
-        return found  # type: ignore[no-any-return]
+        return found
 
     def put(self, tensor: Tensor, axes: Axes) -> None:
         """Label a tensor."""
@@ -473,14 +509,7 @@ def copy_of(axes: Axes) -> Axes:
 
 def written_by(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensor arguments that an operator writes to."""
-    if not func._schema.is_mutable:
-        return []
-    out = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            out += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return out
+    return [t for i, name in _written(func) for t in flat_tensors(args[i] if i < len(args) else kwargs.get(name))]
 
 
 def has_storage(tensor: Tensor) -> bool:
@@ -539,6 +568,7 @@ def quiet_forward(model: nn.Module, *, training: bool = False) -> Iterator[None]
         if training:
             for module in model.modules():
                 module.training = True
+        context.enter_context(fake_mode_of(model))
         context.enter_context(torch.no_grad())
         context.enter_context(attention_fast_path(enabled=False))
         context.enter_context(same_randomness(model))

@@ -17,6 +17,7 @@ from secateur.graph.labels import Axes
 from secateur.graph.plan import Drop, Edit, Plan, Undo, class_name, digest, silence
 from secateur.graph.record import Leaf, owned_tensors, quiet_forward
 from secateur.graph.state import preserved
+from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_small
 
@@ -42,7 +43,7 @@ def shorten(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence[Bl
         GraphError: When no variant equals the dense model with these blocks bypassed.
     """
     blocks = [block for some in gone.values() for block in some]
-    if any(p.device.type == "meta" for p in model.parameters()):
+    if not all_have_values(model.parameters()):
         return _by_shapes(model, example, gone)
     examples = _examples(model, example)
     leaves = _leaves(model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.compare import compare, says_nothing, tolerated
-from secateur.graph.coupling import Constraints, Coupling, Trace, Unit, trace
+from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling, Trace, Unit, trace
 from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.native import native_edits
 from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, silence, slice_
@@ -21,6 +21,7 @@ from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
+from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.graph.where import first_difference
@@ -87,7 +88,7 @@ def shrink(  # noqa: PLR0913
     refuse_unsupported(model)
     first = Example(args, kwargs)
     recorded = recorded or trace(model, [first], exact=exact, rules=rules)
-    meta = any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves)
+    meta = not all_have_values(leaf.tensor for leaf in recorded.leaves)
     mark = digest(model) if weights else ""
     ladder = _Ladder(model)
     if linked:
@@ -166,7 +167,7 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
     undo = Undo()
     try:
         undo.add(plan.apply_(model).revert)
-        if any(leaf.tensor.device.type == "meta" for leaf in recorded.leaves):
+        if not all_have_values(leaf.tensor for leaf in recorded.leaves):
             proof = Proof(0.0, 0.0, 0, {}, "shapes")
         else:
             proof, culprit, again = _prove(
@@ -381,9 +382,14 @@ def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
     if coupling.units:
         sizes = ", ".join(f"{g.name} ({g.units} units)" for g in coupling.groups[:5])
         return f"nothing can be pruned: every group is smaller than its rounding, or the ratio is too small: {sizes}"
+    if coupling.unit == "expert" and not coupling.trace.ledger.chosen:
+        return "nothing can be pruned: because no router (topk) of this model chooses among the outputs of a parameter"
     if constraints.whole:
         return "nothing can be pruned: because " + "; ".join(list(dict.fromkeys(constraints.whole.values()))[:3])
-    lines = [coupling.why_fixed(leaf.name) for leaf in coupling.trace.leaves if leaf.kind == "parameter"][:3]
+    rows = [coupling.why_fixed(leaf.name) for leaf in coupling.trace.leaves if leaf.kind == "parameter"]
+    if coupling.unit == "expert":  # not the many that are fixed because they are no experts
+        rows = [row for row in rows if "expert" in row.replace(ONLY_EXPERTS, "")] or rows
+    lines = rows[:3]
     unknown = ", ".join(sorted(coupling.trace.unknown))
     return (
         "nothing can be pruned: because "

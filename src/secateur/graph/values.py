@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.graph.plan import slice_tensor
 from secateur.graph.record import Leaf
+from secateur.graph.weak import ByTensor
 
 _POOLED = 1 << 15
 """Tensors of fewer elements are not worth a place in the pool."""
@@ -154,11 +154,11 @@ class Float64:
     """Runs operators in float64, whatever the dtype of what the code passes."""
 
     def __init__(self) -> None:
-        self._shadow = WeakIdKeyDictionary()
+        self._shadow = ByTensor[Tensor]()
 
     def seen(self, tensor: Tensor, leaf_value: LeafValue) -> Tensor:
         """Return the values that Python code should read from a tensor."""
-        known = self._shadow.get(tensor)  # type: ignore[no-untyped-call]
+        known = self._shadow.get(tensor)
         found = leaf_value(tensor) if known is None else known
         return tensor if found is None else found
 
@@ -175,7 +175,7 @@ class Float64:
     def _promoted(self, value: Any, leaf_value: LeafValue, writes: bool) -> Any:
         # A method, since functions that call themselves keep what they have seen until circles are collected.
         if isinstance(value, Tensor):
-            known = self._shadow.get(value)  # type: ignore[no-untyped-call]
+            known = self._shadow.get(value)
             found = leaf_value(value) if known is None else known
             if found is not None:
                 return found

@@ -11,16 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import GraphError
 from secateur.graph.compare import tolerated
 from secateur.graph.examples import Example
-from secateur.graph.labels import Axes, Ledger
+from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Kept
-from secateur.graph.record import Leaf, Recorder, Watch, bind, has_storage, module_stack, op_name, quiet_forward
+from secateur.graph.record import (
+    Leaf,
+    Recorder,
+    Watch,
+    bind,
+    flat_tensors,
+    has_storage,
+    module_stack,
+    op_name,
+    quiet_forward,
+)
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
 from secateur.graph.values import LOOKUP, Float64, Probe, in_float64
@@ -35,7 +43,7 @@ class Proof:
         scale: Largest absolute value of the output that differs most.
         inputs: How many inputs were compared.
         normalised: Operators whose statistics run over kept channels only, with how often.
-        level: ``"values"``, or ``"shapes"`` on the meta device, where there are no values to compare.
+        level: ``"values"``, or ``"shapes"`` on the meta device and for fake tensors, which have no values to compare.
         bypassed: Whole blocks that are gone; the dense model let its stream pass by them.
     """
 
@@ -65,7 +73,7 @@ class Proof:
 
     def __str__(self) -> str:
         if self.level == "shapes":
-            return "only shapes were checked: tensors on the meta device have no values"
+            return "only shapes were checked: tensors on the meta device, and fake ones, have no values"
         verdict = "equal to" if self.equal else "NOT equal to"
         over = sum(self.normalised.values())
         note = f"; {over} normalisations run over kept channels" if over else ""
@@ -74,6 +82,16 @@ class Proof:
             f"{verdict} the dense model {how}: largest difference {self.difference:.1e} of "
             f"{self.scale:.3g}, in float64, on {self.inputs} input{'s' if self.inputs != 1 else ''}{note}"
         )
+
+
+class _Loose(Ledger):
+    """Passes labels on and keeps no ties between them, which a proof does not ask for."""
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Do nothing."""
+
+    def freeze(self, labels: Labels, why: str | None = None) -> None:
+        """Do nothing."""
 
 
 class Reference(Recorder):  # type: ignore[no-untyped-call]
@@ -89,7 +107,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, leaves: list[Leaf], removed: NDArray[np.bool_], probe: Probe, rules: Rules) -> None:
-        ledger = Ledger()
+        ledger = _Loose()
         ledger.count = len(removed)
         super().__init__(ledger, rules, keep_ops=False)
         self.adopt(leaves)
@@ -138,9 +156,8 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
         name = op_name(func)
         if name in _COMPACT:
-            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             bound = bind(func, new_args, new_kwargs)
-            kept = self._kept(tensors[0])
+            kept = self._kept(flat_tensors((args, kwargs))[0])
             if kept:
                 out = _COMPACT[name](func, bound, kept)
                 if out is not None:
@@ -176,12 +193,12 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe, held: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._index: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._index: dict[int, int] = {}
         self._leaves, self._kept, self._probe, self._held = leaves, kept, probe, held
         self._buffers: dict[int, Tensor] = {}
         self._storage: dict[int, int] = {}
         for i, leaf in enumerate(leaves):
-            self._index[leaf.tensor] = i
+            self._index[id(leaf.tensor)] = i
             if has_storage(leaf.tensor):
                 storage = leaf.tensor.untyped_storage()._cdata
                 self._storage[storage] = -1 if storage in self._storage else i
@@ -203,12 +220,12 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._watch = None
 
     def _find(self, tensor: Tensor) -> int:
-        index = self._index.get(tensor)  # type: ignore[no-untyped-call]
+        index = self._index.get(id(tensor))
         if index is None:
             index = self._storage.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
             if index < 0 or self._leaves[index].tensor.shape != tensor.shape:
                 return -1
-        return int(index)
+        return index
 
     def _leaf_value(self, tensor: Tensor) -> Tensor | None:
         index = self._find(tensor)

@@ -13,7 +13,7 @@ class Layer:
     Blocks are the entries of an ``nn.ModuleList`` or ``nn.Sequential`` that add something to the tensor they get and
     return it in the same shape: transformer layers, the repeated blocks of a stage. They are cut out with
     ``secateur.shrink_`` or planned with ``secateur.make_plan``; the result equals the dense model that bypasses them.
-    At least one block of a stack stays.
+    At least one entry of a list stays.
 
     Example:
         >>> Layer().unit

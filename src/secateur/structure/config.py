@@ -16,6 +16,7 @@ from secateur.graph.plan import Drop, Edit, Undo, edit_
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
+from secateur.graph.valueless import all_have_values
 from secateur.structure.inputs import Inputs
 
 _HEAD_SIZE = ("head_dim", "d_kv", "attention_head_size", "kv_channels")
@@ -54,7 +55,7 @@ def update_config(
                 if large != small:
                     sizes.setdefault(large, set()).add(small)
     search = _Search(type(model), config, wanted)
-    before = _outputs(model, inputs)
+    before: list[Tensor] | None = None
     obstacle = (
         "the configuration cannot express these widths, which differ between layers or break width = heads × head "
         "size; uniform=True keeps them expressible"
@@ -62,6 +63,7 @@ def update_config(
     if drops:
         obstacle = "the configuration cannot express that these blocks are gone"
     for found in search.depths(drops) if drops else search.run(sizes, _ratios(shapes, wanted)):
+        before = _outputs(model, inputs) if before is None else before
         mark = undo.count
         edits = _set(model, found, undo)
         if _same(before, _outputs(model, inputs)) and _same(before, _rebuilt_outputs(model, inputs)):
@@ -90,7 +92,7 @@ def _same(before: list[Tensor], after: list[Tensor] | None) -> bool:
 def _rebuilt_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """Return what the model gives that the configuration builds, with the shrunk weights."""
     held = list(model.parameters())
-    if any(p.device.type == "meta" for p in held):
+    if not all_have_values(held):
         return _outputs(model, inputs)
     try:
         with torch.random.fork_rng(devices=[]):

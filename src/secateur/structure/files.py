@@ -10,6 +10,7 @@ from torch import nn
 from secateur.checkpoint import load_model, save_model
 from secateur.errors import CheckpointError
 from secateur.graph.plan import Plan, Undo, load_plans, save_plans
+from secateur.structure.remembered import plans_of, remember
 from secateur.structure.report import ShrinkReport
 
 PLAN = "plan.json"
@@ -19,18 +20,22 @@ MODEL = "model.safetensors"
 Planned = Plan | ShrinkReport
 
 
-def save_pruned(folder: str | Path, model: nn.Module, plans: Planned | Sequence[Planned]) -> None:
+def save_pruned(folder: str | Path, model: nn.Module, plans: Planned | Sequence[Planned] | None = None) -> None:
     """Write a shrunk model and its plan.
 
     Args:
         folder: Made if it is not there.
         model: The shrunk model, trained further or not.
-        plans: Its plan, or the report that holds it; all of them in order where it was shrunk in several rounds.
+        plans: Its plan, or the report that holds it; all of them in order where it was shrunk in several rounds. Not
+            needed for the very object that was shrunk.
 
     Raises:
+        PlanError: When no plan is given and none is known.
         CheckpointError: When a file cannot be written.
     """
     path = Path(folder)
+    if plans is None:
+        plans = plans_of(model, "save_pruned(folder, model, report)")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,4 +69,5 @@ def load_pruned(model: nn.Module, folder: str | Path) -> tuple[Plan, ...]:
     except BaseException:
         undo.revert()
         raise
+    remember(model, *plans)
     return plans

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from secateur.errors import MissingStatsError, SelectionError
 from secateur.forward import call_model, evaluation_mode_of
 from secateur.graph.blocks import Block
+from secateur.graph.valueless import all_have_values
 from secateur.method import Method, check_finite
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn, loss_of
@@ -56,7 +57,7 @@ def block_scores(
         SelectionError: When a score is not finite, or says nothing about blocks.
     """
     score = as_group_score(method.score, method.pattern)
-    if any(p.device.type == "meta" for p in model.parameters()):  # no values to score: the first blocks go
+    if not all_have_values(model.parameters()):  # no values to score: the first blocks go
         return {some.name: torch.zeros(len(some.blocks), dtype=torch.float64) for some in sets}
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)

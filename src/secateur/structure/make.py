@@ -13,9 +13,10 @@ from torch import nn
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
-from secateur.graph.coupling import Coupling, Group, Unit
+from secateur.graph.coupling import Coupling, Unit
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
+from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import matches
@@ -92,9 +93,9 @@ def make_plan(
         MissingStatsError: When the score needs data or a loss, and there are none.
         TargetError: When the target is out of reach; gives the limit.
     """
-    shrunk, report = plan_and_shrink(
-        model, method, example_inputs, Structural(align, uniform, exact), loss_fn=loss_fn, batches=batches
-    )
+    how = Structural(align, uniform, exact)
+    with outside_fake_mode():
+        shrunk, report = plan_and_shrink(model, method, example_inputs, how, loss_fn=loss_fn, batches=batches)
     shrunk.undo.revert()
     return report
 
@@ -268,6 +269,12 @@ class Chooser:
         measure, goal = self.goal(coupling)
         goal = goal if limit is None else limit
         allocation = self._method.allocate or Layerwise()
+        if measure(coupling.alive(np.zeros(coupling.units, dtype=bool))) <= goal:
+            target = self._method.goal
+            raise GraphError(
+                f"nothing can be pruned: because nothing needs to go, target {target.kind}={target.value:g} is met by "
+                "the model as it is"
+            )
         try:
             self.removed = meet(coupling, scores, decisions, allocation, measure, goal, gone)
         except Unreachable as refusal:
@@ -276,9 +283,12 @@ class Chooser:
 
     def _filtered(self, coupling: Coupling) -> dict[str, str]:
         """Return the groups that the filters leave alone."""
-        method, out = self._method, {}
+        method, out = self._method, dict[str, str]()
+        if not (method.include or method.exclude or method.types):
+            return out
+        shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
         for group in coupling.groups:
-            makers = self._makers(coupling, group)
+            makers = [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
             names = makers or [m.name for m in group.members]
             if method.include and not any(matches(n, method.include) for n in names):
                 out[group.name] = "not in include"
@@ -287,10 +297,6 @@ class Chooser:
             elif method.types and not any(self._is_type(n, method.types) for n in names):
                 out[group.name] = "not of the given types"
         return out
-
-    def _makers(self, coupling: Coupling, group: Group) -> list[str]:
-        shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
-        return [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
 
     def _is_type(self, name: str, types: tuple[str, ...]) -> bool:
         module = self._model.get_submodule(name.rpartition(".")[0])

@@ -19,10 +19,11 @@ from secateur.graph.shorten import blocks_of, prove_bypassed
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.structure.inputs import split_inputs
+from secateur.structure.remembered import plans_of
 from secateur.structure.report import ShrinkReport
 
 
-def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan | ShrinkReport) -> Proof:
+def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan | ShrinkReport | None = None) -> Proof:
     """Compare a shrunk model with the dense one whose pruned weights are zero, in float64, on two inputs.
 
     Where whole blocks are gone, the dense model bypasses them. Statistics of normalisation layers run over the kept
@@ -33,15 +34,17 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
         dense: The model as it was before.
         small: The shrunk model, not trained further.
         example_inputs: A tensor, a tuple, a dict, or ``(tuple, dict)``.
-        plan: What was removed.
+        plan: What was removed. Not needed for the very object that was shrunk, or loaded by ``load_pruned``.
 
     Returns:
         The proof; ``print`` it, or look at ``proof.equal``.
 
     Raises:
-        PlanError: When the plan fits neither model.
+        PlanError: When the plan fits neither model, none is known, or the model was shrunk in several rounds.
         GraphError: When a forward fails.
     """
+    if plan is None:
+        plan = _only(plans_of(small, "verify(dense, small, inputs, report)"))
     plan = plan.plan if isinstance(plan, ShrinkReport) else plan
     plan.check(dense)
     if class_name(small) != class_name(dense):
@@ -66,3 +69,12 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
     own = Probe([leaf.tensor.detach() for leaf in leaves], distinct=False)
     difference, scale = compare(reference, run_small(small, examples, leaves, {}, own), plan.resized)
     return Proof(difference, scale, len(examples), normalised)
+
+
+def _only(plans: tuple[Plan, ...]) -> Plan:
+    if len(plans) > 1:
+        raise PlanError(
+            f"the model was shrunk in {len(plans)} rounds, with training in between perhaps: each was proven when it "
+            "was made. Give the dense model of the last round, and its plan"
+        )
+    return plans[0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import SelectionError
 from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling, Group
+from secateur.graph.valueless import all_have_values
 from secateur.method import check_finite
 from secateur.patterns import Channel
 from secateur.scores import Coupled
@@ -62,7 +63,7 @@ def unit_scores(
     reached = {m.name for g in coupling.groups for m in g.members if m.name in known}
     values = {name: known[name].detach() for name in reached}
     removed = np.zeros(coupling.units, dtype=bool) if removed is None else removed
-    if any(v.device.type == "meta" for v in values.values()):
+    if not all_have_values(values.values()):
         return np.zeros(coupling.units), {}  # no values to score: the lowest indices go
     for name, value in values.items():
         check_finite(name, value)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.errors import GraphError, PlanError
 from secateur.graph.plan import Plan, Undo
 from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
+from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
@@ -21,6 +22,7 @@ from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, replay_drops
 from secateur.structure.make import Structural, plan_and_shrink, report_of, with_config
 from secateur.structure.optimizer import forget, slice_state
+from secateur.structure.remembered import remember
 from secateur.structure.report import ShrinkReport
 from secateur.targets import Target
 from secateur.types import Tensors
@@ -76,7 +78,8 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
     averaged = ema.module if isinstance(ema, AveragedModel) else ema
     if averaged is model:
         raise PlanError("ema is the model itself; give the averaged copy")
-    shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
+    with outside_fake_mode():
+        shrunk, report = _shrink(model, what, example_inputs, Structural(align, uniform, exact), loss_fn, batches)
     extra = Undo()
     try:
         if optimizer is not None:
@@ -94,6 +97,9 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         extra.revert()
         shrunk.undo.revert()
         raise
+    for changed in (model, averaged):
+        if changed is not None:
+            remember(changed, report.plan)
     return report
 
 
