@@ -34,6 +34,7 @@ PARTS = {
 MIDDLE = {
     "facts",
     "structure",
+    "masking",
     "method",
     "pruner",
     "pipeline",

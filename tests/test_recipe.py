@@ -193,6 +193,22 @@ PAIRS = [
         {"target": {"sparsity": 0.9}, "schedule": {"name": "cubic", "begin": 0, "end": 4, "unit": "epochs"}},
         ["'weight_rewinding'", "exclude each other"],
     ),
+    ({"target": {"macs": 0.5}, "score": {"name": "taylor"}}, ["prune.score Taylor", "coupled = true"]),
+    ({"target": {"channels": 0.5}, "pattern": {"name": "channel"}}, ["prune.target channels", "coupled = true"]),
+    (
+        {"target": {"macs": 0.5}, "pattern": {"name": "channel", "coupled": True}, "allow_empty": True},
+        ["coupled = true", "prune.allow_empty"],
+    ),
+    (
+        {
+            "target": {"macs": 0.5},
+            "pattern": {"name": "channel", "coupled": True},
+            "overrides": [{"match": "fc2", "sparsity": 0.25}],
+        },
+        ["coupled = true", "prune.overrides"],
+    ),
+    ({"target": {"macs": 0.5}, "pattern": {"name": "channel", "align": 4}}, ["add coupled = true"]),
+    ({"target": {"macs": 0.5}, "pattern": {"name": "channel", "coupled": 1}}, ["prune.pattern.coupled", "boolean"]),
 ]
 
 

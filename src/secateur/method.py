@@ -61,7 +61,8 @@ class Method:
 
     Attributes:
         target: How much. May be left out where the pattern has one density (N:M).
-        score: Which weights matter. A group score rates whole units, and needs physical pruning (``shrink_``).
+        score: Which weights matter. A group score rates whole units: for ``Channel(coupled=True)`` and physical pruning
+            (``shrink_``).
         pattern: What is removed together. Experts and layers need physical pruning (``shrink_``).
         allocate: How much where; global by default, layerwise where the pattern fixes the density.
         schedule: When, and how fast.
@@ -224,8 +225,8 @@ def make_masks(
     """
     if not isinstance(method.score, Score):
         raise RecipeError(
-            f"{method.score} rates whole units of coupled groups, which masks do not know: use secateur.make_plan or "
-            "secateur.shrink_, or an element score"
+            f"{method.score} rates whole units of coupled groups, which {method.pattern} does not know: use "
+            "Channel(coupled=True), secateur.make_plan or secateur.shrink_, or an element score"
         )
     for name in weights:
         check_finite(name, values[name])

@@ -89,9 +89,9 @@ def find_prunable(
         if reason is not None:
             skipped[first] = reason
             continue
-        _check_storage(first, tensor)
+        check_storage(first, tensor)
         weights[first] = weight
-    skipped.update(_derived(model, types))
+    skipped.update(derived_weights(model, types))
     if not weights:
         why = "; ".join(f"{n}: {r}" for n, r in list(skipped.items())[:8]) or "it has no prunable layer"
         raise WeightError(f"nothing to prune in {type(model).__name__} ({why})")
@@ -140,6 +140,8 @@ def _describe(module: nn.Module, types: Sequence[str]) -> list[tuple[str, Weight
         return [(attribute, Weight("", ())) for attribute in _ATTENTION]
     if isinstance(module, nn.RNNBase):
         return [(attribute, Weight("", ())) for attribute in module._parameters if attribute.startswith("weight_")]
+    if isinstance(module, torch.jit.ScriptModule):  # sizes baked in, and no dict of parameters
+        return []
     weight = module._parameters.get("weight")
     if weight is None or isinstance(weight, UninitializedParameter) or weight.dim() < 2:
         return []
@@ -172,7 +174,7 @@ def _filtered(names: Sequence[str], include: Sequence[str], exclude: Sequence[st
     return None
 
 
-def _derived(model: nn.Module, types: Sequence[str]) -> dict[str, str]:
+def derived_weights(model: nn.Module, types: Sequence[str]) -> dict[str, str]:
     """Name the weights that are computed from other parameters: masking them would mask a derived value."""
     out = {}
     for prefix, module in model.named_modules():
@@ -190,7 +192,16 @@ def _derived(model: nn.Module, types: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def _check_storage(name: str, tensor: Tensor) -> None:
+def check_storage(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that masks cannot be laid over.
+
+    Args:
+        name: What to call it.
+        tensor: A parameter.
+
+    Raises:
+        WeightError: For tensors without values or shape, quantised, sparse or expanded ones.
+    """
     if isinstance(tensor, UninitializedParameter):
         raise WeightError(f"{name}: has no shape yet (a lazy layer); run one forward pass first")
     if tensor.device.type == "meta":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from secateur.errors import CheckpointError, MissingStatsError, PatternError, TargetError, WeightError
-from secateur.facts import model_facts
+from secateur.errors import CheckpointError, MissingStatsError, TargetError, WeightError
+from secateur.masking import Masking, WeightMasking
 from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
-from secateur.method import Infeasible, Method, as_method, check_reachable, make_masks
+from secateur.method import Method, as_method
 from secateur.patterns import Channel
-from secateur.prunable import Found, find_prunable, matches
+from secateur.prunable import Found
 from secateur.schedules import one_shot
-from secateur.stats import STATISTICS, collect_gradients
 from secateur.stats.gradients import LossFn
-from secateur.structure.companions import with_companions
-from secateur.targets import Target, unreachable
-from secateur.types import LayerReport, Masks, PruneReport, Stats
+from secateur.structure.masking import UnitMasking
+from secateur.targets import Target
+from secateur.types import LayerReport, Masks, PruneReport
 
 STATE_VERSION = 1
 
@@ -58,12 +56,15 @@ class Pruner:
         loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
         batches: Batches for ``loss_fn``: an iterable that can be read again, or a function returning one.
         example_inputs: Positional inputs of one forward pass, for targets in MACs; with the pattern ``channel`` also to
-            find the norms whose parameters die with a unit.
+            find the norms whose parameters die with a unit. ``Channel(coupled=True)`` needs them, in any form that
+            :func:`~secateur.structure.shrink_` takes.
         steps_per_epoch: Needed when the schedule counts epochs.
 
     Raises:
         WeightError: When nothing is prunable or a weight cannot be pruned.
-        PatternError: When the pattern does not fit a weight.
+        PatternError: When the pattern does not fit a weight, or units are coupled and there are no example inputs.
+        GraphError: When units are coupled and the model cannot be cut as asked; see
+            :class:`~secateur.structure.masking.UnitMasking`.
         TargetError: When the target cannot be reached.
         MissingStatsError: When the score needs gradients and ``loss_fn`` or ``batches`` is missing.
 
@@ -86,7 +87,7 @@ class Pruner:
         ema: nn.Module | None = None,
         loss_fn: LossFn | None = None,
         batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
-        example_inputs: tuple[Any, ...] | None = None,
+        example_inputs: Any = None,
         steps_per_epoch: int | None = None,
     ) -> None:
         method = as_method(method)
@@ -94,21 +95,20 @@ class Pruner:
         self.method = method
         self.masks: Masks = {}
         self.history: list[PruneReport] = []
-        self._loss_fn, self._batches = loss_fn, batches
         self._steps_per_epoch = steps_per_epoch
         self._steps, self._updates = 0, 0
-        self.found: Found = find_prunable(
-            self.model, include=method.include, exclude=method.exclude, types=method.types
+        if isinstance(batches, Iterator):
+            raise MissingStatsError(
+                "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
+                "function that returns a new iterator"
+            )
+        if method.schedule.unit == "epochs":
+            method.schedule.step(0, steps_per_epoch)
+        coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
+        self._masking: Masking = (UnitMasking if coupled else WeightMasking)(
+            self.model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs
         )
-        self._check_parts()
-        if isinstance(method.pattern, Channel) and example_inputs is not None:
-            self.found = with_companions(self.model, self.found, example_inputs)
-        inputs = example_inputs if method.goal.kind == "macs" else None
-        self.found, self.facts = model_facts(self.model, self.found, inputs)
-        self.budget = method.goal.budget(self.facts)
-        with self._in_the_targets_words():
-            check_reachable(self.found.weights, method, self.budget)
-        self._asked = method.goal.measure(self.facts, self.budget.total)
+        self._asked = self._masking.asked(0.0)
         self._hook = MaskHook(self.model, self.masks)
         self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
         self._covered = False  # whether the attached optimizers hold every prunable weight
@@ -118,46 +118,10 @@ class Pruner:
         if ema is not None:
             self.attach_ema(ema)
 
-    @contextmanager
-    def _in_the_targets_words(self) -> Iterator[None]:
-        """Turn what the floors cost into how far the target can go."""
-        try:
-            yield
-        except Infeasible as refusal:
-            raise unreachable(self.method.goal, self.method.goal.measure(self.facts, refusal.least)) from None
-
-    def _check_pattern(self) -> None:
-        """Refuse once, naming every weight that the pattern does not fit."""
-        refused: dict[str, PatternError] = {}
-        for name, weight in self.found.weights.items():
-            try:
-                self.method.masking.check(weight)
-            except PatternError as error:
-                refused[name] = error
-        if refused:
-            first, *others = refused
-            more = f". The same holds for {', '.join(others)}" if others else ""
-            raise PatternError(f"{refused[first]}{more}")
-
-    def _check_parts(self) -> None:
-        self._check_pattern()
-        for override in self.method.overrides:
-            if not any(matches(name, [override.match]) for name in self.found.weights):
-                raise WeightError(f"the override {override.match!r} matches no prunable weight")
-        missing = self.method.score.needs - STATISTICS
-        if missing:
-            raise MissingStatsError(f"{self.method.score} needs {sorted(missing)}, which nothing here collects")
-        if self.method.score.needs and (self._loss_fn is None or self._batches is None):
-            raise MissingStatsError(
-                f"{self.method.score} needs gradients: pass loss_fn=lambda model, batch: ... and batches=[...]"
-            )
-        if isinstance(self._batches, Iterator):
-            raise MissingStatsError(
-                "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
-                "function that returns a new iterator"
-            )
-        if self.method.schedule.unit == "epochs":
-            self.method.schedule.step(0, self._steps_per_epoch)
+    @property
+    def found(self) -> Found:
+        """The parameters that can be masked, and what is left alone."""
+        return self._masking.found
 
     def attach(self, optimizer: Optimizer) -> None:
         """Apply the masks after every step of ``optimizer``, until :meth:`detach`.
@@ -244,10 +208,7 @@ class Pruner:
 
     def _update(self, number: int) -> PruneReport:
         last = number == self.method.schedule.updates - 1
-        end = self.method.goal.value
-        if self.method.goal.kind != "sparsity":
-            end = 1.0 - self.budget.kept / self.budget.total if self.budget.total else 0.0
-        self._prune_to(self.method.schedule.level(number, end), last=last)
+        self._prune_to(self.method.schedule.level(number, self._masking.share), last=last)
         self._updates = number + 1  # only now: a refused update can be asked for again
         report = self.report()
         self.history.append(report)
@@ -271,7 +232,7 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now."""
-        return 1.0 - sum(row.kept for row in self._rows()) / self.facts.prunable
+        return _sparsity(self._rows())
 
     def _rows(self) -> tuple[LayerReport, ...]:
         return tuple(
@@ -279,34 +240,12 @@ class Pruner:
             for name, w in self.found.weights.items()
         )
 
-    def _prune_to(self, sparsity: float, *, last: bool) -> None:
-        total = self.budget.total
-        kept = self.budget.kept if last else total - sparsity * total
-        if self.budget.currency == "weights":
-            kept = total - round(total - kept)
-        tensors = {name: p.detach() for name, p in parameters_of(self.model, self.found.weights).items()}
-        previous = {name: self.masks[name] for name in self.found.weights} if self.masks else None
-        with self._in_the_targets_words():
-            masks = make_masks(
-                self.found.weights,
-                tensors,
-                self.method,
-                self.budget,
-                kept=kept,
-                stats=self._collect(),
-                previous=previous,
-            )
-        self._asked = self.method.goal.value if last else self.method.goal.measure(self.facts, total - sparsity * total)
+    def _prune_to(self, level: float, *, last: bool) -> None:
+        masks = self._masking.masks(level, self.masks, last=last)
+        self._asked = self.method.goal.value if last else self._masking.asked(level)
         self._set(masks)
         for optimizer, _ in self._optimizers.values():
             clear_optimizer_state_(optimizer, self.model, self.masks)
-
-    def _collect(self) -> Stats:
-        if not self.method.score.needs or self._loss_fn is None or self._batches is None:
-            return {}
-        batches = self._batches() if callable(self._batches) else self._batches
-        parameters = parameters_of(self.model, self.found.weights)
-        return collect_gradients(self.model, parameters, self._loss_fn, batches, needs=self.method.score.needs)
 
     def _set(self, masks: Masks) -> None:
         self.masks.clear()
@@ -319,19 +258,16 @@ class Pruner:
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
         rows = self._rows()
-        left = sum(row.kept * self.budget.cost[row.name] for row in rows)
-        if self.method.goal.kind in ("kept_parameters", "compression_ratio"):
-            # These count the whole model, and so the biases that went with their units.
-            left -= sum(int((~m).sum()) for name, m in self.masks.items() if name not in self.found.weights)
         return PruneReport(
             target=self.method.goal.kind,
             asked=self._asked,
-            achieved=self.method.goal.measure(self.facts, left),
+            achieved=self._masking.achieved(self.masks),
             goal=self.method.goal.value,
             finished=self.finished,
-            sparsity=1.0 - sum(r.kept for r in rows) / self.facts.prunable,
+            sparsity=_sparsity(rows),
             layers=rows,
             skipped=self.found.skipped,
+            groups=self._masking.groups(self.masks),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,11 +297,7 @@ class Pruner:
                 f"this pruner state comes from another method: it has {state['method']}, this pruner {self._identity}"
             )
         check_masks(self.model, state["masks"])
-        weights = self.found.weights.values()
-        vectors = {w.bias for w in weights if w.bias is not None} | {n for w in weights for n in w.companions}
-        odd = (state["masks"].keys() - vectors) ^ (self.found.weights.keys() if state["masks"] else set())
-        if odd:
-            raise CheckpointError(f"this pruner state comes from other filters: they differ in {sorted(odd)[:4]}")
+        self._masking.check(state["masks"])
         if state["steps"] < 0 or not 0 <= state["updates"] <= self.method.schedule.updates:
             raise CheckpointError(
                 f"this pruner state stands at step {state['steps']}, update {state['updates']} of "
@@ -373,6 +305,10 @@ class Pruner:
             )
         self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
         self._set({name: mask.clone() for name, mask in state["masks"].items()})
+
+
+def _sparsity(rows: tuple[LayerReport, ...]) -> float:
+    return 1.0 - sum(row.kept for row in rows) / sum(row.total for row in rows)
 
 
 def prune_(
@@ -383,7 +319,7 @@ def prune_(
     ema: nn.Module | None = None,
     loss_fn: LossFn | None = None,
     batches: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Any = None,
 ) -> Pruned:
     """Prune a model in place, all the way to the target, with no training in between.
 
@@ -396,7 +332,7 @@ def prune_(
         ema: An averaged copy to prune along.
         loss_fn: For scores that need gradients.
         batches: For scores that need gradients.
-        example_inputs: For targets in MACs.
+        example_inputs: For targets in MACs, and for channels.
 
     Returns:
         Masks and report.

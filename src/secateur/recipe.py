@@ -30,7 +30,7 @@ from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.export import FORMATS
 from secateur.method import Method, Override
-from secateur.patterns import PATTERNS
+from secateur.patterns import PATTERNS, Channel
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
 from secateur.pipeline.tasks import TASKS
 from secateur.recipe_files import parse
@@ -38,8 +38,9 @@ from secateur.recover import RECOVERIES
 from secateur.recover.retrain import Recovery
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
-from secateur.scores import SCORES
+from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Kind, Target
+from secateur.types import GroupScore
 
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
@@ -124,12 +125,15 @@ class TargetSection(Section):
     kept_parameters: float | None = None
     compression_ratio: float | None = None
     macs: float | None = None
+    channels: float | None = None
 
     @model_validator(mode="after")
     def _one(self) -> TargetSection:
         given = {k: v for k, v in self.model_dump().items() if v is not None}
         if len(given) != 1:
-            raise ValueError(f"give exactly one of sparsity, kept_parameters, compression_ratio, macs; got {given}")
+            raise ValueError(
+                f"give exactly one of sparsity, kept_parameters, compression_ratio, macs, channels; got {given}"
+            )
         try:
             self.build()
         except TargetError as error:
@@ -175,7 +179,7 @@ class PruneSection(Section):
         """
         return Method(
             target=None if self.target is None else self.target.build(),
-            score=build_part(SCORES, self.score, "prune.score"),
+            score=build_part(GROUP_SCORES if self.score.name in GROUP_SCORES else SCORES, self.score, "prune.score"),
             pattern=build_part(PATTERNS, self.pattern, "prune.pattern"),
             allocate=None if self.allocate is None else build_part(ALLOCATIONS, self.allocate, "prune.allocate"),
             schedule=build_part(SCHEDULES, self.schedule, "prune.schedule"),
@@ -249,6 +253,7 @@ class Recipe(Section):
         for name in self.export:
             if name not in FORMATS:
                 raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
+        _check_coupled(method)
         recovery.training_epoch(self.train.epochs)
         schedule = method.schedule
         if schedule.unit == "epochs":
@@ -274,6 +279,21 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """Return the whole recipe, defaults included, as TOML."""
         return tomli_w.dumps(self.to_dict())
+
+
+def _check_coupled(method: Method) -> None:
+    """Refuse early what only units of coupled groups have, and what they do not."""
+    coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
+    hint = "which only pattern = {name = 'channel', coupled = true} knows"
+    if not coupled and isinstance(method.score, GroupScore):
+        raise RecipeError(f"prune.score {method.score} rates units of coupled groups, {hint}")
+    if not coupled and method.target is not None and method.target.kind == "channels":
+        raise RecipeError(f"prune.target channels counts units of coupled groups, {hint}")
+    if coupled and (method.overrides or method.allow_empty):
+        raise RecipeError(
+            "prune.pattern with coupled = true excludes prune.overrides and prune.allow_empty: units of coupled groups "
+            "have no sparsity of one layer, and a group cut to nothing would cut the network. Use exclude"
+        )
 
 
 def from_dict(values: Mapping[str, Any], *, source: str = "recipe") -> Recipe:

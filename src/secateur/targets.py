@@ -56,7 +56,7 @@ class Target:
     ``channels``          fraction of units left    whole units, counted over coupled groups
     ===================== ========================= ==========================================
 
-    ``channels`` counts units (channels, heads, neurons) of coupled groups, and belongs to physical pruning alone.
+    ``channels`` counts units (channels, heads, neurons) of coupled groups, for physical pruning and coupled channels.
     ``sparsity`` counts prunable weights only; the other three count the whole model, so a bias or an embedding that
     cannot be pruned limits them. MACs are weighted by density: a masked model still executes the dense ones.
 
@@ -113,8 +113,8 @@ class Target:
             return self._macs_budget(facts)
         if self.kind == "channels":
             raise TargetError(
-                "a target in channels counts coupled units, which masks do not know: use secateur.make_plan or "
-                "secateur.shrink_, or another target"
+                "a target in channels counts coupled units, which this pattern does not know: use "
+                "Channel(coupled=True), secateur.make_plan or secateur.shrink_, or another target"
             )
         n, total = facts.prunable, facts.parameters
         removed = {

@@ -272,6 +272,23 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GroupReport:
+    """One coupled group.
+
+    Attributes:
+        name: Its name.
+        units: Units before.
+        kept: Units after.
+        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``.
+    """
+
+    name: str
+    units: int
+    kept: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """Asked beside achieved: what every pruning step returns.
 
@@ -283,7 +300,8 @@ class PruneReport:
         finished: Whether the schedule has reached its end.
         sparsity: Fraction of the prunable weights that is zero by mask.
         layers: One row per weight.
-        skipped: Weights left alone, and why.
+        skipped: Weights left alone, and why; with coupled units, groups.
+        groups: One row per coupled group, where units of coupled groups are pruned.
     """
 
     target: str
@@ -294,6 +312,7 @@ class PruneReport:
     sparsity: float
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[GroupReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -309,4 +328,5 @@ class PruneReport:
                 for r in self.layers
             ],
             "skipped": dict(self.skipped),
+            "groups": [{"name": g.name, "units": g.units, "kept": g.kept} for g in self.groups],
         }

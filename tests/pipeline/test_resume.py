@@ -62,7 +62,17 @@ MAPPED = GRADUAL | {
     "data": {"factory": "tests.pipeline.tiny:noisy", "batch_size": 8},
     "checkpoint": {"every_steps": 1},
 }
-RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL, "mapped": MAPPED}
+COUPLED = BASE | {
+    "prune": {
+        "target": {"macs": 0.5},
+        "score": {"name": "taylor"},
+        "pattern": {"name": "channel", "coupled": True, "align": 2},
+        "when": "during",
+        "schedule": {"name": "cubic", "begin": 2, "end": 14, "every": 3, "unit": "steps"},
+    },
+    "checkpoint": {"every_steps": 2},
+}
+RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL, "mapped": MAPPED, "coupled": COUPLED}
 
 
 class Killer(Silent):

@@ -26,7 +26,7 @@ from secateur.pipeline.run import run
 from secateur.pipeline.tasks import TASKS, evaluate
 from secateur.recipe import from_dict
 
-from .test_resume import BASE, GRADUAL, ITERATIVE
+from .test_resume import BASE, COUPLED, GRADUAL, ITERATIVE
 from .tiny import data, net
 
 
@@ -64,6 +64,41 @@ def test_a_finished_run_resumed_gives_the_same(tmp_path: Path) -> None:
     assert first.result["quality"] == again.result["quality"]
     assert "dense" not in first.result["quality"]
     assert any("no dense network" in note for note in first.result["notes"])
+
+
+@pytest.mark.parametrize("when", ["during", "rounds"])
+def test_coupled_channels_end_in_the_smaller_network(when: str, tmp_path: Path) -> None:
+    recipe = COUPLED
+    if when == "rounds":
+        recipe = BASE | {
+            "prune": {
+                "target": {"channels": 0.5},
+                "pattern": {"name": "channel", "coupled": True, "align": 2},
+                "allocate": {"name": "layerwise"},
+                "schedule": {"name": "iterative", "rounds": 2},
+            },
+            "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 1}},
+        }
+    done = run(from_dict(recipe), tmp_path / "run", report=True)
+    result, prune = done.result, done.result["prune"]
+    assert result["realised"] == "slice"
+    assert prune["finished"]
+    assert prune["achieved"] <= prune["asked"] == prune["goal"] == 0.5
+    assert not [note for note in result["notes"] if "not" in note and "cut" in note]
+    small = net()
+    from secateur.structure import load_pruned
+
+    load_pruned(small, tmp_path / "run" / "pruned")
+    masked = sum(int((~mask).sum()) for mask in done.masks.values())
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in net().parameters()) - masked
+    groups = {g["name"]: g["kept"] for g in prune["groups"]}
+    assert (small[0].out_channels, small[5].out_features) == (groups["0"], groups["5"])
+    assert groups["0"] < 4 or groups["5"] < 16
+    images = data().test[0]
+    torch.testing.assert_close(small.eval()(images), done.model.eval()(images), rtol=1e-4, atol=1e-5)
+    macs = [result["profile"][which]["macs"]["dense"] for which in ("dense", "pruned")]
+    if when == "during":
+        assert prune["achieved"] == pytest.approx(macs[1] / macs[0])
 
 
 def test_gradual_pruning_in_the_retraining(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TARGETS: Mapping[str, tuple[float, str]] = {
     "kept_parameters": (100_000, "Parameters of the whole model that stay."),
     "compression_ratio": (10, "Parameters of the whole model before pruning, over those that stay."),
     "macs": (0.5, "Fraction of the model's multiply-accumulates that stays, each weight's times its density."),
+    "channels": (0.5, "Fraction of the units of coupled groups (channels, heads, neurons) that stays."),
 }
 
 
@@ -65,7 +66,7 @@ def axes() -> dict[str, Axis]:
         Axis("score", "which weights matter", "prune", "score", SCORES),
         Axis(
             "unit-score",
-            "which units go, in physical pruning",
+            "which coupled units go, in physical pruning and under masks",
             "",
             "",
             GROUP_SCORES,

@@ -213,7 +213,8 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
         return _python(axis, name, options)
     head = f"[{axis.table}]\n" if axis.table else ""
     if axis.name == "target":
-        return f"{head}target = {{ {name} = {TARGETS[name][0]} }}"
+        pattern = '\npattern = { name = "channel", coupled = true }' if name == "channels" else ""
+        return f"{head}target = {{ {name} = {TARGETS[name][0]} }}{pattern}"
     if axis.name == "task":
         return f'task = "{name}"'
     if axis.name == "batch-norm":

@@ -120,6 +120,7 @@ def meet(
     allocation: Allocation,
     measure: Measure,
     goal: float,
+    gone: Removed | None = None,
 ) -> Removed:
     """Remove as few units as bring a size of the pruned model down to a goal.
 
@@ -133,6 +134,7 @@ def meet(
         allocation: How many units stay where.
         measure: The size.
         goal: Largest size allowed.
+        gone: Units that have gone before and stay so; their scores are ``-inf``.
 
     Raises:
         TargetError: When the goal is out of reach; gives the smallest size that is not.
@@ -148,9 +150,8 @@ def meet(
     total = sum(g.units for g in open_groups)
 
     def at(kept: int) -> Removed:
-        if not open_groups:
-            return np.zeros(coupling.units, dtype=bool)
-        return choose(coupling, scores, decisions, allocation(units, kept))
+        before = np.zeros(coupling.units, dtype=bool) if gone is None else gone
+        return before | choose(coupling, scores, decisions, allocation(units, kept)) if open_groups else before
 
     low = sum(u.floor for u in units.values())
     smallest = at(low)

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from secateur.errors import check_choice
+from secateur.errors import PatternError, check_choice
 from secateur.patterns._layout import from_oki, oki_shape, to_oki
 from secateur.patterns.block import Reduce, aggregate
 from secateur.select import keep_top_k
@@ -17,16 +17,26 @@ from secateur.types import Masks, Weight
 
 @dataclass(frozen=True)
 class Channel:
-    """All weights of one output unit, with its bias, as one unit.
+    """All weights of one output unit, with its bias, as one unit; or everything coupled to it.
 
     As a mask it covers the layer's own weight and bias and, given example inputs, the scale and shift of the norm
     behind it, so that a masked unit is silent. The network still carries the zeros; ``secateur.shrink_`` cuts them out
     of every layer that they reach. The budget counts weights; the vectors that die with their units come on top, and a
     target in parameters reports them as achieved.
 
+    Layers whose outputs are added up (residual streams), heads that share keys, and the like must lose the same
+    units, or little can be cut out. With ``coupled`` they do: units of coupled groups are scored and go together, the
+    masks cover every parameter that has a place for the unit, and the target counts what is left once they are cut
+    out. That needs example inputs, and takes group scores and targets in channels too.
+
     Args:
         reduce_by: How element scores become the unit's: ``mean`` (comparable between layers), ``sum`` (the L1 norm
             of the paper when the score is the magnitude), ``l2`` or ``max``.
+        coupled: Mask units of coupled groups, wherever they have a place.
+        align: With ``coupled``: channel counts stay multiples of it; 1 switches it off.
+        uniform: With ``coupled``: dimensions of one size keep one size.
+        exact: With ``coupled``: leave dimensions alone that a normalisation runs over; cutting out then changes
+            nothing but rounding.
 
     Example:
         >>> w = Weight("conv.weight", (2, 1, 1, 2))
@@ -35,13 +45,22 @@ class Channel:
 
     References:
         Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf, Pruning Filters for Efficient ConvNets,
-        2017.
+        2017. Gongfan Fang, Xinyin Ma, Mingli Song, Michael Bi Mi, Xinchao Wang, DepGraph: Towards Any Structural
+        Pruning, 2023 (coupled groups).
     """
 
     reduce_by: Reduce = "mean"
+    coupled: bool = False
+    align: int = 8
+    uniform: bool = False
+    exact: bool = False
 
     def __post_init__(self) -> None:
         check_choice("channel: reduce_by", self.reduce_by, get_args(Reduce))
+        if isinstance(self.align, bool) or not isinstance(self.align, int) or self.align < 1:
+            raise PatternError(f"channel: align must be a whole number of at least 1, got {self.align!r}")
+        if not self.coupled and (self.align != 8 or self.uniform or self.exact):
+            raise PatternError("channel: align, uniform and exact are about coupled units; add coupled = true")
 
     @property
     def density(self) -> float | None:

@@ -91,6 +91,10 @@ def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
     except GraphError as error:
         notes.append(f"the network was not cut down, its pruned units stay as zeros: {error}")
         return None
+    masked = sum(int((~mask).sum()) for mask in runner.pruner.masks.values())
+    cut = report.parameters[0] - report.parameters[1]
+    if runner.method.pattern.coupled and cut != masked:
+        notes.append(f"not every masked unit could be cut out: {masked} parameters are masked, {cut} were cut")
     save_pruned(runner.directory / "pruned", small, report)
     notes.append(f"the cut-down network is {report.proof}")
     return small

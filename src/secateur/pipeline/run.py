@@ -235,6 +235,7 @@ class Runner:
         self._pruned(self.pruner.prune(), stage)
         if before is not None:
             self._repair_batch_norm(before, stage)
+            apply_masks_(self.model, self.pruner.masks)  # a masked channel has no mean to bring back
 
     def _train(self, stage: Stage) -> None:
         position = self.position

@@ -5,8 +5,9 @@ from secateur.structure.fold import FoldedLayer, FoldReport, fold_constants_
 from secateur.structure.groups import Groups, find_groups
 from secateur.structure.make import make_plan
 from secateur.structure.proof import verify
-from secateur.structure.report import GroupReport, ShrinkReport
+from secateur.structure.report import ShrinkReport
 from secateur.structure.shrink import shrink_
+from secateur.types import GroupReport
 
 __all__ = [
     "FoldReport",

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError
 from secateur.forward import call_model, evaluation_mode_of
+from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect_products
 from secateur.stats.gradients import LossFn, loss_of
@@ -54,7 +55,12 @@ class Collected:
 
 
 def collect(
-    model: nn.Module, coupling: Coupling, score: GroupScore, loss_fn: LossFn | None, batches: Batches | None
+    model: nn.Module,
+    coupling: Coupling,
+    score: GroupScore,
+    loss_fn: LossFn | None,
+    batches: Batches | None,
+    removed: Removed | None = None,
 ) -> Collected:
     """Collect what a score needs.
 
@@ -64,6 +70,7 @@ def collect(
         score: The score.
         loss_fn: Runs the model on one batch; see :func:`~secateur.structure.make_plan`.
         batches: The batches.
+        removed: Units that are masked already.
 
     Returns:
         The statistics.
@@ -72,11 +79,9 @@ def collect(
         MissingStatsError: When the score needs what nobody supplied, or the data gives none.
     """
     needs, out = score.needs, Collected()
-    unknown = needs - UNIT_STATISTICS - ELEMENT_STATISTICS - INPUT_STATISTICS - PRODUCT_STATISTICS - {CENTRED, COST}
-    if unknown:
-        raise MissingStatsError(f"{score} needs {sorted(unknown)}, which nothing here collects")
+    _check_known(score)
     if COST in needs:
-        out.stats[COST] = unit_costs(coupling)
+        out.stats[COST] = unit_costs(coupling, removed)
     gradients = needs & (UNIT_STATISTICS | ELEMENT_STATISTICS)
     if gradients:
         out.stats |= _gradients(model, coupling, score, gradients, _needed(score, loss_fn), _given(score, batches))
@@ -92,6 +97,34 @@ def collect(
     if products:
         _products(out, _Products(model, coupling, score, readers, layers), loss_fn, data)
     return out
+
+
+def check_needs(score: GroupScore, loss_fn: LossFn | None, batches: Batches | None) -> None:
+    """Refuse, before anything is trained or collected, a score that needs what nobody supplied.
+
+    Args:
+        score: The score.
+        loss_fn: Runs the model on one batch.
+        batches: The batches.
+
+    Raises:
+        MissingStatsError: Says what is missing.
+    """
+    _check_known(score)
+    if score.needs - {COST}:
+        _given(score, batches)
+    by_loss = UNIT_STATISTICS | ELEMENT_STATISTICS
+    if not isinstance(score, OutputScore):
+        by_loss |= PRODUCT_STATISTICS | {CENTRED}
+    if score.needs & by_loss:
+        _needed(score, loss_fn)
+
+
+def _check_known(score: GroupScore) -> None:
+    known = UNIT_STATISTICS | ELEMENT_STATISTICS | INPUT_STATISTICS | PRODUCT_STATISTICS | {CENTRED, COST}
+    unknown = score.needs - known
+    if unknown:
+        raise MissingStatsError(f"{score} needs {sorted(unknown)}, which nothing here collects")
 
 
 def _needed(score: GroupScore, loss_fn: LossFn | None) -> LossFn:
@@ -120,14 +153,19 @@ def _forward(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Any]:
 # -- costs
 
 
-def unit_costs(coupling: Coupling) -> dict[str, Tensor]:
-    """Return the multiply-accumulates that the removal of one unit saves, by group; all units of a group are alike."""
-    nothing = np.zeros(coupling.units, dtype=bool)
-    dense = coupling.macs(coupling.alive(nothing))
+def unit_costs(coupling: Coupling, removed: Removed | None = None) -> dict[str, Tensor]:
+    """Return the multiply-accumulates that the removal of one unit saves, by group; all units of a group are alike.
+
+    Args:
+        coupling: The groups.
+        removed: Units that have gone already.
+    """
+    before = np.zeros(coupling.units, dtype=bool) if removed is None else removed
+    dense = coupling.macs(coupling.alive(before))
     out = {}
     for group in coupling.groups:
-        without = nothing.copy()
-        without[group.ids[0]] = True
+        without = before.copy()
+        without[group.ids[~before[group.ids]][0]] = True
         saved = dense - coupling.macs(coupling.alive(without))
         out[group.name] = torch.full((group.units,), float(saved), dtype=torch.float64)
     return out
@@ -330,4 +368,4 @@ def _making_dims(model: nn.Module, coupling: Coupling, name: str) -> tuple[int, 
     return tuple(d for d in range(len(shape)) if role_of(model, name, d, shape) in _MAKES)
 
 
-__all__ = ["Batches", "Collected", "Stats", "collect", "unit_costs"]
+__all__ = ["Batches", "Collected", "Stats", "check_needs", "collect", "unit_costs"]

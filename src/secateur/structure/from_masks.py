@@ -18,7 +18,11 @@ def dead_units(model: nn.Module, coupling: Coupling, masks: Tensors) -> NDArray[
     """Mark the units that the masks have emptied.
 
     A unit is gone when every masked tensor that makes it has only pruned weights there, or every tensor that reads it
-    is masked and reads nothing of it.
+    is masked and reads nothing of it, or every parameter that it has a place in is masked there.
+
+    The first of these says nothing about what the unit puts out. Where an activation of zero is not zero (a sigmoid),
+    where a norm behind the layer keeps its shift, or where a tensor without a mask makes the unit too, the masked
+    model still gives its readers a constant or more, and the cut one does not.
 
     Args:
         model: The model.
@@ -46,18 +50,25 @@ def dead_units(model: nn.Module, coupling: Coupling, masks: Tensors) -> NDArray[
 
 def _dead(model: nn.Module, coupling: Coupling, group: Group, masks: dict[str, Tensor]) -> Tensor:
     shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
+    parameters = {leaf.name for leaf in coupling.trace.leaves if leaf.kind == "parameter"}
     out: dict[str, list[Tensor | None]] = {"out": [], "in": []}
+    everywhere: list[Tensor | None] = []
     for member in group.members:
         role = role_of(model, member.name, member.dim, shapes[member.name])
-        if role in out:
+        if member.name in parameters:
             mask = masks.get(member.name)
-            out[role].append(None if mask is None else ~rows_of(mask.cpu(), member, group.units).any(1))
+            everywhere.append(None if mask is None else ~rows_of(mask.cpu(), member, group.units).any(1))
+            if role in out:
+                out[role].append(everywhere[-1])
     nothing = torch.zeros(group.units, dtype=torch.bool, device="cpu")
     made = [m for m in out["out"] if m is not None]
-    read = out["in"]
     unmade = torch.stack(made).all(0) if made else nothing
-    unread = torch.stack([m for m in read if m is not None]).all(0) if read and None not in read else nothing
-    return unmade | unread
+    return unmade | _all_of(out["in"], nothing) | _all_of(everywhere, nothing)
+
+
+def _all_of(flags: list[Tensor | None], nothing: Tensor) -> Tensor:
+    known = [f for f in flags if f is not None]
+    return torch.stack(known).all(0) if known and len(known) == len(flags) else nothing
 
 
 __all__ = ["Plan", "dead_units"]

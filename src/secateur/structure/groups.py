@@ -14,7 +14,8 @@ from secateur.graph.examples import Example
 from secateur.graph.shrink import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.structure.inputs import split_inputs
-from secateur.structure.report import GroupReport, explain
+from secateur.structure.report import explain
+from secateur.types import GroupReport
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
 from secateur.structure.inputs import split_inputs
 from secateur.structure.layer_scores import BlockSet, block_scores
-from secateur.structure.report import GroupReport, ShrinkReport
+from secateur.structure.report import ShrinkReport
 from secateur.targets import Target
-from secateur.types import Units
+from secateur.types import GroupReport, Units
 
 
 @dataclass(frozen=True)

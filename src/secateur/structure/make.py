@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,13 @@ from secateur.prunable import matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
-from secateur.structure.inputs import split_inputs
+from secateur.structure.inputs import Inputs, split_inputs
 from secateur.structure.layers import Shortened, plan_and_shorten
-from secateur.structure.report import GroupReport, ShrinkReport
+from secateur.structure.report import ShrinkReport
 from secateur.structure.scoring import as_group_score, unit_scores
 from secateur.structure.views import role_of
 from secateur.targets import Target
+from secateur.types import GroupReport
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Structural:
     def __post_init__(self) -> None:
         if isinstance(self.align, bool) or not isinstance(self.align, int) or self.align < 1:
             raise TargetError(f"align must be a whole number of at least 1, got {self.align!r}")
+
+    @classmethod
+    def of(cls, pattern: Channel) -> Structural:
+        """Return what a pattern of coupled channels asks."""
+        return cls(pattern.align, pattern.uniform, pattern.exact)
 
 
 def make_plan(
@@ -107,19 +113,20 @@ def plan_and_shrink(
     if isinstance(method, Target):
         method = Method(target=method, pattern=Channel())
     method = as_method(method)
-    _check_method(method)
+    check_method(method)
     if isinstance(method.pattern, Layer):
         return plan_and_shorten(model, method, example_inputs, loss_fn=loss_fn, batches=batches)
+    if isinstance(method.pattern, Channel) and method.pattern.coupled:  # the pattern says it all
+        how = Structural.of(method.pattern)
     if isinstance(method.pattern, Expert):
         how = replace(how, align=1)  # how many experts there are is no width of any product
     refuse_unsupported(model)
     args, kwargs = split_inputs(example_inputs)
-    chooser = _Chooser(model, method, how, loss_fn, batches)
+    chooser = Chooser(model, method, how, loss_fn, batches)
     before = {name: tuple(p.shape) for name, p in model.named_parameters()}
     unit: Unit = "expert" if isinstance(method.pattern, Expert) else "channel"
     shrunk = shrink(model, args, kwargs, chooser, exact=how.exact, linked=how.uniform, unit=unit)
-    edits, obstacle = update_config(model, before, (args, kwargs), shrunk.undo)
-    shrunk = replace(shrunk, plan=replace(shrunk.plan, edits=(*shrunk.plan.edits, *edits)))
+    shrunk, obstacle = with_config(model, before, (args, kwargs), shrunk)
     report = report_of(shrunk, chooser.skipped)
     achieved = chooser.value(shrunk.coupling, shrunk.coupling.alive(chooser.removed))
     goal = method.goal
@@ -129,7 +136,25 @@ def plan_and_shrink(
     return shrunk, replace(report, plan=plan, target=goal.kind, asked=goal.value, achieved=achieved, config=obstacle)
 
 
-def _check_method(method: Method) -> None:
+def with_config(
+    model: nn.Module, before: Mapping[str, tuple[int, ...]], inputs: Inputs, shrunk: Shrunk
+) -> tuple[Shrunk, str]:
+    """Bring a shrunk model's configuration object in line.
+
+    Args:
+        model: The shrunk model.
+        before: Shapes of its parameters before.
+        inputs: Example inputs.
+        shrunk: What was done.
+
+    Returns:
+        The same with the edits of the configuration in its plan; why it cannot express the result, if so.
+    """
+    edits, obstacle = update_config(model, before, inputs, shrunk.undo)
+    return replace(shrunk, plan=replace(shrunk.plan, edits=(*shrunk.plan.edits, *edits))), obstacle
+
+
+def check_method(method: Method) -> None:
     """Refuse what structural pruning cannot take from a method.
 
     Raises:
@@ -155,24 +180,33 @@ def report_of(shrunk: Shrunk, skipped: dict[str, str]) -> ShrinkReport:
     alive = coupling.alive_under(plan.kept)
     removed = np.zeros(coupling.units, dtype=bool)
     removed[coupling.unit_of[~alive & (coupling.unit_of >= 0)]] = True
-    groups = tuple(
-        GroupReport(g.name, g.units, int((~removed[g.ids]).sum()), tuple(f"{m.name}[{m.dim}]" for m in g.members))
-        for g in coupling.groups
-    )
     return ShrinkReport(
         plan,
         shrunk.proof,
         (coupling.parameters(everything), coupling.parameters(alive)),
         (coupling.macs(everything), coupling.macs(alive)),
-        groups,
+        groups_left(coupling, removed),
         skipped,
         shrunk.frozen,
         {name: tuple(sorted(modules)) for name, modules in coupling.trace.unknown.items()},
     )
 
 
-class _Chooser:
-    """Marks the units that go, for any coupling of one model."""
+def groups_left(coupling: Coupling, removed: Removed) -> tuple[GroupReport, ...]:
+    """Return, group by group, how many units stay."""
+    return tuple(
+        GroupReport(g.name, g.units, int((~removed[g.ids]).sum()), tuple(f"{m.name}[{m.dim}]" for m in g.members))
+        for g in coupling.groups
+    )
+
+
+class Chooser:
+    """Marks the units that go, for any coupling of one model.
+
+    Attributes:
+        skipped: Groups left whole on purpose, and why.
+        removed: The units that go.
+    """
 
     def __init__(
         self, model: nn.Module, method: Method, how: Structural, loss_fn: LossFn | None, batches: Batches | None
@@ -185,9 +219,40 @@ class _Chooser:
 
     def __call__(self, coupling: Coupling) -> Removed:
         """Choose."""
-        self.skipped = self._filtered(coupling)
-        scores, silent = unit_scores(self._model, coupling, self._score, loss_fn=self._loss_fn, batches=self._batches)
-        self.skipped |= silent
+        return self.choose(coupling, *self.scores(coupling))
+
+    def scores(self, coupling: Coupling, removed: Removed | None = None) -> tuple[NDArray[np.float64], dict[str, str]]:
+        """Score every unit; see :func:`~secateur.structure.scoring.unit_scores`."""
+        return unit_scores(
+            self._model, coupling, self._score, loss_fn=self._loss_fn, batches=self._batches, removed=removed
+        )
+
+    def choose(
+        self,
+        coupling: Coupling,
+        scores: NDArray[np.float64],
+        whole: dict[str, str],
+        *,
+        limit: float | None = None,
+        gone: Removed | None = None,
+    ) -> Removed:
+        """Choose by scores.
+
+        Args:
+            coupling: The groups.
+            scores: One score per unit.
+            whole: Groups that must stay whole, and why; those that the filters leave alone are added.
+            limit: Largest size allowed, in the target's measure; the target's own if left out.
+            gone: Units that have gone before.
+
+        Returns:
+            One flag per unit.
+
+        Raises:
+            GraphError: When nothing can be pruned.
+            TargetError: When the target is out of reach; gives the limit.
+        """
+        self.skipped = self._filtered(coupling) | whole
         decisions = bundles(coupling, self._how.align, frozenset(self.skipped), uniform=self._how.uniform)
         for bundle in decisions:
             if bundle.parts == 1:
@@ -201,7 +266,9 @@ class _Chooser:
                 reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:4])
                 raise GraphError(f"nothing can be pruned: because {reasons}")
             return np.zeros(0, dtype=bool)
-        measure, goal = self._goal(coupling)
+        measure, goal = self.goal(coupling)
+        goal = goal if limit is None else limit
+        allocation = self._method.allocate or Layerwise()
         if measure(coupling.alive(np.zeros(coupling.units, dtype=bool))) <= goal:
             target = self._method.goal
             raise GraphError(
@@ -209,7 +276,7 @@ class _Chooser:
                 "the model as it is"
             )
         try:
-            self.removed = meet(coupling, scores, decisions, self._method.allocate or Layerwise(), measure, goal)
+            self.removed = meet(coupling, scores, decisions, allocation, measure, goal, gone)
         except Unreachable as refusal:
             raise self._unreachable(coupling, refusal.least) from None
         return self.removed
@@ -237,7 +304,7 @@ class _Chooser:
 
     # -- the target
 
-    def _goal(self, coupling: Coupling) -> tuple[Callable[[NDArray[np.bool_]], float], float]:
+    def goal(self, coupling: Coupling) -> tuple[Callable[[NDArray[np.bool_]], float], float]:
         """Return a size that must not exceed a goal."""
         target = self._method.goal
         everything = coupling.alive(np.zeros(coupling.units, dtype=bool))
@@ -254,12 +321,13 @@ class _Chooser:
 
     def value(self, coupling: Coupling, alive: NDArray[np.bool_]) -> float:
         """Return the target's quantity of the pruned model."""
-        measure, _ = self._goal(coupling)
-        return self._in_words_of_target(coupling, measure(alive))
+        measure, _ = self.goal(coupling)
+        return self.in_words_of_target(coupling, measure(alive))
 
-    def _in_words_of_target(self, coupling: Coupling, size: float) -> float:
+    def in_words_of_target(self, coupling: Coupling, size: float) -> float:
+        """Turn a size into the target's quantity."""
         everything = coupling.alive(np.zeros(coupling.units, dtype=bool))
-        measure, _ = self._goal(coupling)
+        measure, _ = self.goal(coupling)
         dense, kind = measure(everything), self._method.goal.kind
         return {
             "macs": lambda: size / dense,
@@ -271,7 +339,7 @@ class _Chooser:
 
     def _unreachable(self, coupling: Coupling, least: float) -> TargetError:
         goal = self._method.goal
-        limit = self._in_words_of_target(coupling, least)
+        limit = self.in_words_of_target(coupling, least)
         whole = f"; {len(self.skipped)} groups stay whole ({next(iter(self.skipped.values()))})" if self.skipped else ""
         return TargetError(
             f"target {goal.kind}={goal.value:g} cannot be reached: with one step left in every group it is {limit:.6g}"
@@ -279,4 +347,4 @@ class _Chooser:
         )
 
 
-__all__ = ["Plan", "Structural", "make_plan", "plan_and_shrink", "report_of"]
+__all__ = ["Chooser", "Plan", "Structural", "check_method", "groups_left", "make_plan", "report_of", "with_config"]

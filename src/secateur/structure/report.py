@@ -8,23 +8,7 @@ from typing import Any
 
 from secateur.graph.plan import Plan
 from secateur.graph.verify import Proof
-
-
-@dataclass(frozen=True)
-class GroupReport:
-    """One coupled group.
-
-    Attributes:
-        name: Its name.
-        units: Units before.
-        kept: Units after.
-        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``.
-    """
-
-    name: str
-    units: int
-    kept: int
-    members: tuple[str, ...]
+from secateur.types import GroupReport
 
 
 @dataclass(frozen=True)

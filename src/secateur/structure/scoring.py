@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import SelectionError
+from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling, Group
 from secateur.graph.valueless import all_have_values
 from secateur.method import check_finite
@@ -19,6 +20,7 @@ from secateur.scores import Coupled
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches, Collected, collect
+from secateur.structure.cut import Cut
 from secateur.structure.views import group_view, role_of
 from secateur.types import GroupScore, Pattern, Score, UnitPattern
 
@@ -37,6 +39,7 @@ def unit_scores(
     *,
     loss_fn: LossFn | None,
     batches: Batches | None,
+    removed: Removed | None = None,
 ) -> tuple[NDArray[np.float64], dict[str, str]]:
     """Score every unit of every group.
 
@@ -46,6 +49,7 @@ def unit_scores(
         score: The score.
         loss_fn: Runs the model on one batch, for scores that need gradients.
         batches: For scores that need data.
+        removed: Units that are masked already: they score ``-inf``, and the others as if these had been cut out.
 
     Returns:
         One score per unit, in the order of ``Group.ids``; groups that the score says nothing about, with the reason.
@@ -55,36 +59,45 @@ def unit_scores(
         WeightError: When a weight is not finite.
         SelectionError: When a score is not finite.
     """
-    values = {leaf.name: leaf.tensor.detach() for leaf in coupling.trace.leaves if leaf.kind == "parameter"}
-    reached = {m.name for g in coupling.groups for m in g.members if m.name in values}
-    values = {name: values[name] for name in reached}
+    known = dict(model.named_parameters(remove_duplicate=False))  # afresh: training may have replaced a tensor
+    reached = {m.name for g in coupling.groups for m in g.members if m.name in known}
+    values = {name: known[name].detach() for name in reached}
+    removed = np.zeros(coupling.units, dtype=bool) if removed is None else removed
     if not all_have_values(values.values()):
         return np.zeros(coupling.units), {}  # no values to score: the lowest indices go
     for name, value in values.items():
         check_finite(name, value)
-    found = collect(model, coupling, score, loss_fn, batches) if score.needs else Collected()
-    rate = _Coupled(model, coupling, score, values) if isinstance(score, Coupled) and not score.needs else None
-    out = np.zeros(coupling.units)
+    found = collect(model, coupling, score, loss_fn, batches, removed) if score.needs else Collected()
+    cut = Cut(coupling, removed)
+    rate = _Coupled(model, coupling, score, values, cut) if isinstance(score, Coupled) and not score.needs else None
+    out = np.where(removed, -np.inf, 0.0)
     silent = {}
     for group in coupling.groups:
         if group.name in found.silent:
             silent[group.name] = f"{score} says nothing about it: {found.silent[group.name]}"
             continue
-        scored = rate(group) if rate else score.units(group_view(model, coupling, group, values), found.stats)
+        left = group.ids[~removed[group.ids]]
+        if rate:
+            scored = rate(group)
+        else:
+            view, stats = group_view(model, coupling, group, values), found.stats
+            scored = score.units(*(cut.seen(group, view, stats) if removed.any() else (view, stats)))
         if scored is None:
             silent[group.name] = f"{score} says nothing about it"
             continue
-        if tuple(scored.shape) != (group.units,):
-            raise SelectionError(f"{group.name}: {score} returned {tuple(scored.shape)} for {group.units} units")
-        out[group.ids] = check_scores(group.name, scored.detach().double().cpu()).numpy()
+        if tuple(scored.shape) != (len(left),):
+            raise SelectionError(f"{group.name}: {score} returned {tuple(scored.shape)} for {len(left)} units")
+        out[left] = check_scores(group.name, scored.detach().double().cpu()).numpy()
     return out, silent
 
 
 class _Coupled:
     """``Coupled.units`` without laying out every unit's elements: a tensor is scored once and summed per dimension."""
 
-    def __init__(self, model: nn.Module, coupling: Coupling, score: Coupled, values: Mapping[str, Tensor]) -> None:
-        self._model, self._score, self._values = model, score, values
+    def __init__(
+        self, model: nn.Module, coupling: Coupling, score: Coupled, values: Mapping[str, Tensor], cut: Cut
+    ) -> None:
+        self._model, self._score, self._values, self._cut = model, score, values, cut
         self._shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
         dims: dict[str, set[int]] = {}
         for group in coupling.groups:
@@ -95,12 +108,16 @@ class _Coupled:
         for name, wanted in dims.items():
             elements = score.score({name: values[name]}, {})[name]
             for dim in wanted:
-                other = [d for d in range(elements.dim()) if d != dim]
-                self._rows[name, dim] = score.partial(elements, other).cpu()
+                kept = elements
+                for place, left in cut.left(name).items():
+                    kept = kept if place == dim else kept.index_select(place, left.to(kept.device))
+                other = [d for d in range(kept.dim()) if d != dim]
+                self._rows[name, dim] = score.partial(kept, other).cpu()
 
     def __call__(self, group: Group) -> Tensor | None:
         """Score one group."""
         partials = []
+        live = self._cut.live(group)
         for member in group.members:
             shape = self._shapes[member.name]
             if member.name not in self._values or (
@@ -109,7 +126,9 @@ class _Coupled:
                 continue
             picked = self._rows[member.name, member.dim][torch.from_numpy(member.places.by_unit)].reshape(
                 group.units, -1
-            )
+            )[live]
             merged = picked.amax(1) if self._score.reduce_by == "max" else picked.sum(1)
-            partials.append((merged, picked.shape[1] * (math.prod(shape) // shape[member.dim])))
+            left = self._cut.left(member.name)
+            beside = math.prod(len(left.get(d, range(n))) for d, n in enumerate(shape) if d != member.dim)
+            partials.append((merged, picked.shape[1] * beside))
         return self._score.combined(partials)

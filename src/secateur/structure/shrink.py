@@ -20,7 +20,7 @@ from secateur.structure.collect import Batches
 from secateur.structure.from_masks import dead_units
 from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, replay_drops
-from secateur.structure.make import Structural, plan_and_shrink, report_of
+from secateur.structure.make import Structural, plan_and_shrink, report_of, with_config
 from secateur.structure.optimizer import forget, slice_state
 from secateur.structure.remembered import remember
 from secateur.structure.report import ShrinkReport
@@ -132,6 +132,8 @@ def _shrink(
     if isinstance(what, Mapping):
         if not what:
             raise GraphError("the masks are empty, so no unit is gone")
+        before = {name: tuple(p.shape) for name, p in model.named_parameters()}
         shrunk = shrink(model, args, kwargs, lambda coupling: dead_units(model, coupling, what), exact=how.exact)
-        return shrunk, report_of(shrunk, {})
+        shrunk, obstacle = with_config(model, before, (args, kwargs), shrunk)
+        return shrunk, replace(report_of(shrunk, {}), config=obstacle)
     raise GraphError(f"expected a Method, a Target, a Plan or masks by name, got {type(what).__name__}")
