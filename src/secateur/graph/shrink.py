@@ -257,7 +257,7 @@ def _reference(
     opened a branch may be a guard where other experts are chosen: ``None`` then.
     """
     try:
-        if extra:  # what a forward caches by shape for good must not be in float64
+        if extra and example is not recorded.training:  # what a forward caches for good must not be in float64
             with preserved(model), quiet_forward(model, training=example.training):
                 example.run(model)
         return run_reference(model, [example], recorded.leaves, removed, probe, rules)
