@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import GraphError
-from secateur.graph import plan as plans
+from secateur.graph import changes
 from secateur.graph.values import Pool, Probe, is_constant
 
 
@@ -57,8 +57,8 @@ def test_only_tensors_that_are_equal_everywhere_are_constant() -> None:
 def test_both_models_get_the_same_values(weight: Tensor) -> None:
     kept = {0: np.array([0, 2, 5]), 1: np.array([1, 4])}
     probe = Probe([weight])
-    ours = probe.small(0, plans.slice_tensor(weight, kept), kept)
-    assert torch.equal(ours, plans.slice_tensor(probe.value(0), kept))
+    ours = probe.small(0, changes.slice_tensor(weight, kept), kept)
+    assert torch.equal(ours, changes.slice_tensor(probe.value(0), kept))
     assert len(probe.value(0).unique()) == 30
 
 
@@ -70,8 +70,8 @@ def test_values_of_a_constant_are_not_changed_by_writing_to_them() -> None:
 
 
 def test_a_wrong_cut_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = plans.slice_tensor
-    monkeypatch.setattr(plans, "slice_tensor", lambda tensor, kept: right(tensor, kept).roll(1, 0))
+    right = changes.slice_tensor
+    monkeypatch.setattr(changes, "slice_tensor", lambda tensor, kept: right(tensor, kept).roll(1, 0))
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(GraphError):

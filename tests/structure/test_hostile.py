@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.changes import Edit
 from secateur.graph.compare import compare, says_nothing
-from secateur.graph.plan import Edit, Plan
+from secateur.graph.plan import Plan
 from secateur.structure import make_plan, shrink_
 from secateur.targets import Target
 

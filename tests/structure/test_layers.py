@@ -14,8 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, MissingStatsError, PlanError, RecipeError, TargetError
 from secateur.graph.blocks import bypassed, find_stacks
+from secateur.graph.changes import Drop
 from secateur.graph.examples import Example
-from secateur.graph.plan import Drop, Plan, load_plans
+from secateur.graph.plan import Plan, load_plans
 from secateur.method import Method, Override
 from secateur.patterns import Channel, Layer
 from secateur.pruner import Pruner

@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Global, Isomorphic, Layerwise
 from secateur.errors import GraphError, MissingStatsError, PatternError, PlanError, SecateurError, TargetError
+from secateur.graph.changes import Edit
 from secateur.graph.coupling import Coupling, trace
 from secateur.graph.examples import Example
-from secateur.graph.plan import Edit, Plan
+from secateur.graph.plan import Plan
 from secateur.method import Method
 from secateur.patterns import NM, Channel
 from secateur.pruner import Pruner

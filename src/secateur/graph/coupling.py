@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.changes import Kept
 from secateur.graph.count import Total, size_along
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.plan import Kept
 from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forward
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved

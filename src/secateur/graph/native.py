@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.graph.plan import Edit
+from secateur.graph.changes import Edit
 
 Sizes = dict[str, object]
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
+from secateur.graph.changes import Edit, Undo, edit_
 from secateur.graph.coupling import Coupling, iter_parts
 from secateur.graph.examples import copies
-from secateur.graph.plan import Edit, Undo, edit_
 from secateur.graph.record import UNTRACED, op_name, quiet_forward
 from secateur.graph.state import preserved
 

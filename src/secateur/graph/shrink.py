@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.changes import Edit, Undo, class_name, edit_, slice_
 from secateur.graph.compare import compare, says_nothing, tolerated
 from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling, Trace, Unit, trace
 from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.native import native_edits
-from secateur.graph.plan import Edit, Plan, Undo, class_name, digest, edit_, silence, slice_
+from secateur.graph.plan import Plan, digest, silence
 from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules

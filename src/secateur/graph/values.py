@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.graph.plan import slice_tensor
+from secateur.graph.changes import slice_tensor
 from secateur.graph.record import Leaf
 from secateur.graph.weak import ByTensor
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
+from secateur.graph.changes import Kept
 from secateur.graph.compare import tolerated
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.plan import Kept
 from secateur.graph.record import (
     Leaf,
     Recorder,

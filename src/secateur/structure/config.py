@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.changes import Drop, Edit, Undo, edit_
 from secateur.graph.examples import copies
-from secateur.graph.plan import Drop, Edit, Undo, edit_
 from secateur.graph.record import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors

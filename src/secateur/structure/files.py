@@ -9,7 +9,8 @@ from torch import nn
 
 from secateur.checkpoint import load_model, save_model
 from secateur.errors import CheckpointError
-from secateur.graph.plan import Plan, Undo, load_plans, save_plans
+from secateur.graph.changes import Undo
+from secateur.graph.plan import Plan, load_plans, save_plans
 from secateur.structure.remembered import plans_of, remember
 from secateur.structure.report import ShrinkReport
 

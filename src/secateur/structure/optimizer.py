@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import PlanError
-from secateur.graph.plan import Kept, Plan, Undo, slice_tensor
+from secateur.graph.changes import Kept, Undo, slice_tensor
+from secateur.graph.plan import Plan
 from secateur.graph.trees import tensors
 
 Dims = Mapping[int, NDArray[np.int64]]

@@ -8,11 +8,12 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import PlanError
+from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
 from secateur.graph.coupling import trace
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
-from secateur.graph.plan import Plan, class_name
+from secateur.graph.plan import Plan
 from secateur.graph.record import Leaf, owned_tensors
 from secateur.graph.rules import RULES
 from secateur.graph.shorten import blocks_of, prove_bypassed

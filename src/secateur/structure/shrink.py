@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import GraphError, PlanError
-from secateur.graph.plan import Plan, Undo
+from secateur.graph.changes import Undo
+from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
 from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method
