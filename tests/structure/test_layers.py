@@ -215,6 +215,21 @@ def test_the_innermost_of_nested_stacks() -> None:
     assert refused == {"0": "it holds blocks of its own", "1": "it holds blocks of its own"}
 
 
+def test_stacks_whose_names_change_when_another_is_cut() -> None:
+    """Blocks beside a nested stack: when one of these goes, the stack is called differently."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Mlp(8, 0), Mlp(8, 1), nn.Sequential(Mlp(8, 0), Mlp(8, 1), Mlp(8, 2)), nn.Linear(8, 8), Mlp(8, 2)
+    ).eval()
+    dense = copy.deepcopy(net)
+    report = shrink_(net, layers(0.4, include=("0", "1", "2.*"), allocate=Layerwise()), X)
+    assert {d.container: len(d.places) for d in report.plan.drops} == {"": 1, "2": 2}
+    assert verify(dense, net, X).equal
+    fresh = copy.deepcopy(dense)
+    report.plan.apply_(fresh)
+    assert torch.equal(fresh(X), net(X))
+
+
 def test_scores_rank_blocks() -> None:
     net = made()
     with torch.no_grad():
