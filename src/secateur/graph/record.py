@@ -368,6 +368,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label a tensor."""
         if axes.shape != tuple(tensor.shape):
             raise AssertionError(f"labels of shape {axes.shape} for a tensor of shape {tuple(tensor.shape)}")
+        for part in [p for p in axes.parts if p.labels.size == 1]:  # one index by itself, as where one is selected
+            axes.parts.remove(part)
+            axes.owed.append((part.labels, self.ledger.where))
         self._axes[tensor] = axes
 
     def note(self, other: Recorder) -> None:
