@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import GraphError
+from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Edit, Undo, edit_
 from secateur.graph.coupling import Coupling, iter_parts
 from secateur.graph.examples import copies
@@ -224,8 +224,12 @@ class Repair:
 
     def _try(self, edits: list[Edit], failure: Failure) -> Failure | None:
         mark = self.undo.count
-        for edit in edits:
-            edit_(self.model, edit, self.undo)
+        try:
+            for edit in edits:
+                edit_(self.model, edit, self.undo)
+        except PlanError:  # what looks like a size is worked out afresh at every look, by a property
+            self.undo.revert(mark)
+            return failure
         result = self.run()
         if result is not None and not _is_progress(failure, result):
             self.undo.revert(mark)
@@ -265,7 +269,7 @@ class Repair:
                 value = vars(owner)[name]
                 yield from self._edits(module, name, value)
                 if hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type):
-                    for inner in names:
+                    for inner in _names_in(frame.f_code, type(value)):
                         held = getattr(value, inner, None) if not inner.startswith("__") else None
                         yield from self._edits(module, f"{name}.{inner}", held)
             elif id(owner._modules.get(name)) in self.names:
