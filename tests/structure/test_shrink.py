@@ -13,7 +13,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Global, Isomorphic, Layerwise
-from secateur.errors import GraphError, MissingStatsError, PatternError, PlanError, SecateurError, TargetError
+from secateur.errors import (
+    GraphError,
+    MissingStatsError,
+    PatternError,
+    PlanError,
+    SecateurError,
+    TargetError,
+    WeightError,
+)
 from secateur.graph.changes import Edit
 from secateur.graph.coupling import Coupling, trace
 from secateur.graph.examples import Example
@@ -339,6 +347,12 @@ BAD: dict[str, tuple[Any, Any, type[SecateurError], str]] = {
         X,
         GraphError,
         "nothing can be pruned",
+    ),
+    "a filter of nothing": (
+        Method(target=HALF, pattern=Channel(), exclude=("fd",)),
+        X,
+        WeightError,
+        "'fd' matches no parameter",
     ),
     "wrong shape": (HALF, torch.randn(2, 5, 8, 8), GraphError, "own forward fails"),
     "no tensor": (HALF, ("x",), GraphError, "no tensor"),

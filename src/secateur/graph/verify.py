@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import GraphError
 from secateur.graph.changes import Kept
 from secateur.graph.compare import tolerated
 from secateur.graph.examples import Example
@@ -429,8 +428,3 @@ _COMPACT: dict[str, _Compact] = {
     "aten::_native_batch_norm_legit": _compact_batch_norm,
     "aten::_weight_norm_interface": _compact_weight_norm,
 }  # fmt: skip
-
-
-def refuse(message: str) -> GraphError:
-    """Return the error of a failed proof."""
-    return GraphError(message)

@@ -68,6 +68,7 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         GraphError: When nothing can be pruned, or the result could not be proven.
         PlanError: When a plan does not fit the model, or the optimizer's state cannot be cut.
         TargetError: When the target is out of reach.
+        WeightError: When a filter matches nothing, a weight is not finite, or a mask fits no parameter.
 
     Example:
         >>> import torch
