@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -517,3 +518,26 @@ def test_a_wrong_random_state_changes_nothing(part: str) -> None:
     with pytest.raises(CheckpointError, match="not a state"):
         restore_rng({k: v for k, v in state.items() if k != part})
     assert bits(capture_rng()) == before
+
+
+class Versioned(nn.Module):
+    """Refuses a state of another version than its own, as some published networks do."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be 2, got {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_modules_that_ask_for_the_version_of_their_state(tmp_path: Path) -> None:
+    one, other = nn.Sequential(Versioned()), nn.Sequential(Versioned())
+    save_model(tmp_path / "model.safetensors", one)
+    load_model(other, tmp_path / "model.safetensors")
+    assert torch.equal(one[0].layer.weight, other[0].layer.weight)
+    load_weights(other, tmp_path / "model.safetensors")

@@ -12,6 +12,7 @@ import json
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -278,10 +279,24 @@ def _fill(model: nn.Module, path: str | Path, tensors: Mapping[str, Tensor], ali
                 f"{path}: does not fit the model: {alias!r} and {name!r} were tied when saved, and one is a parameter "
                 "and the other a buffer; tie them in the model's constructor"
             )
-    model.load_state_dict(values)
+    model.load_state_dict(with_versions(model, values))
     for alias, name in loose.items():
         owner, attribute, _ = slots[alias]
         setattr(owner, attribute, slots[name][2])
+
+
+def with_versions(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with the versions of the model's own modules, which files without pickle do not keep.
+
+    Some modules refuse a state of unknown version, or take it for one of the oldest and convert it.
+
+    Args:
+        model: The model to load into.
+        values: Its tensors by name.
+    """
+    state = OrderedDict(values)
+    state._metadata = getattr(model.state_dict(), "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return state
 
 
 def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from secateur.scores import GROUP_SCORES, SCORES
@@ -132,3 +134,28 @@ def test_inspect_lists_layers_and_experts(workspace, call):
     found = call("inspect", "stream.py:make", "--input", "9,5", "--groups", "--json").json()
     assert [g["name"] for g in found["layers"]] == ["1"]
     assert set(found["experts"][0]["members"]) == {"1.0.router.weight[0]", "1.0.router.bias[0]", "1.0.up[0]"}
+
+
+def test_a_pruned_folder_is_pruned_again_inspected_and_exported(workspace, call):
+    (workspace / "stream.py").write_text(STREAM)
+    argv = ("stream.py:make", "--input", "9,5")
+    assert call("prune", *argv, "--pattern", "layer", *COMMON).code == 0
+    again = call("prune", *argv, "--pruned", "pruned", "--pattern", "expert", "--out", "twice", *COMMON)
+    assert again.code == 0, again.err
+    assert len(json.loads((workspace / "twice" / "plan.json").read_text())["steps"]) == 2
+    seen = call("inspect", *argv, "--pruned", "twice", "--json")
+    assert seen.code == 0, seen.err
+    assert sum(w["shape"] == [2, 8] for w in seen.json()["layers"]) == 2
+    done = call("export", *argv, "--pruned", "twice", "-f", "onnx", "-f", "pt2", "--json")
+    assert done.code == 0, done.err
+    assert {e["format"] for e in done.json()} == {"onnx", "pt2"}
+    assert all(e["max_difference"] < 1e-5 for e in done.json())
+    twice = call("verify", "stream.py:make", "twice", "--input", "9,5")
+    assert twice.code == 2
+    assert "shrunk in 2 rounds" in twice.err
+    lost = call("export", "twice", "-f", "onnx")
+    assert lost.code == 2
+    assert "--pruned twice" in lost.err
+    wrong = call("export", "net.py:make", "--input", "1,4,4,4", "--pruned", "twice", "-f", "onnx")
+    assert wrong.code == 2
+    assert "the plan" in wrong.err

@@ -215,6 +215,48 @@ def test_the_innermost_of_nested_stacks() -> None:
     assert refused == {"0": "it holds blocks of its own", "1": "it holds blocks of its own"}
 
 
+def test_stacks_whose_names_change_when_another_is_cut() -> None:
+    """Blocks beside a nested stack: when one of these goes, the stack is called differently."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Mlp(8, 0), Mlp(8, 1), nn.Sequential(Mlp(8, 0), Mlp(8, 1), Mlp(8, 2)), nn.Linear(8, 8), Mlp(8, 2)
+    ).eval()
+    dense = copy.deepcopy(net)
+    report = shrink_(net, layers(0.4, include=("0", "1", "2.*"), allocate=Layerwise()), X)
+    assert {d.container: len(d.places) for d in report.plan.drops} == {"": 1, "2": 2}
+    assert verify(dense, net, X).equal
+    fresh = copy.deepcopy(dense)
+    report.plan.apply_(fresh)
+    assert torch.equal(fresh(X), net(X))
+
+
+class Counts(nn.Module):
+    """One stack whose places are fixed in the code, beside a free one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.ModuleList(Mlp(8, i) for i in range(3))
+        self.free = nn.ModuleList(Mlp(8, i) for i in range(3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fixed[2](self.fixed[1](self.fixed[0](x)))
+        for block in self.free:
+            x = block(x)
+        return self.head(x)
+
+
+def test_a_stack_that_cannot_be_cut_stays_and_says_why() -> None:
+    net = made(Counts)
+    report = shrink_(net, layers(0.7, score=Random(seed=1), allocate=Layerwise()), X)
+    assert len(net.fixed) == 3
+    assert len(net.free) < 3
+    assert set(report.skipped) == {f"fixed.{i}" for i in range(3)}
+    assert "IndexError" in report.skipped["fixed.0"]
+    with pytest.raises(GraphError, match="could not be proven equal"):
+        shrink_(made(Counts), layers(0.7, include=("fixed.*",)), X)
+
+
 def test_scores_rank_blocks() -> None:
     net = made()
     with torch.no_grad():

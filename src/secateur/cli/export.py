@@ -21,6 +21,7 @@ def export(
         metavar="RUN_OR_MODEL",
     ),
     weights: Path | None = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth."),
+    pruned: Path | None = typer.Option(None, "--pruned", help="Folder of secateur prune: cut and loaded as it says."),
     formats: list[str] = typer.Option(
         [], "--format", "-f", metavar="NAME", help="safetensors, onnx or pt2. Repeatable; a run's own by default."
     ),
@@ -39,6 +40,7 @@ def export(
     For example:
     secateur export runs/first --format onnx --format pt2
     secateur export net.py:make --weights net.pt -f onnx --input 1,3,32,32
+    secateur export net.py:make --pruned small -f onnx --input 1,3,32,32
     """
     from rich.text import Text
 
@@ -47,7 +49,7 @@ def export(
     from secateur.cli.watch import Watch
     from secateur.export import export_model as write
 
-    source = open_source(model, weights=weights, base=base)
+    source = open_source(model, weights=weights, base=base, pruned=pruned)
     chosen = _formats(formats, source)
     args, kwargs = _example(source, inputs, chosen)
     folder = out or (Path(model) / "exports" if Path(model).is_dir() else Path("exports"))

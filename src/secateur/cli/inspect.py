@@ -21,6 +21,7 @@ def inspect(
         ..., help="package.module:factory, file.py:factory, a recipe file or a run directory.", metavar="MODEL"
     ),
     weights: Path | None = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth."),
+    pruned: Path | None = typer.Option(None, "--pruned", help="Folder of secateur prune: cut and loaded as it says."),
     inputs: list[str] = typer.Option(
         [], "--input", metavar="SHAPE", help="Shape of an input, to count MACs: 1,3,224,224 or 1,128:int64. Repeatable."
     ),
@@ -47,7 +48,7 @@ def inspect(
     from secateur.cli.source import open_source, parse_inputs
     from secateur.inspection import inspect_model
 
-    source = open_source(model, weights=weights, base=base)
+    source = open_source(model, weights=weights, base=base, pruned=pruned)
     if groups or explain:
         show_groups(source, inputs, explain, as_json=as_json)
         return

@@ -22,6 +22,7 @@ _MODEL = typer.Argument(
     ..., help="package.module:factory, file.py:factory, a recipe file or a run directory.", metavar="MODEL"
 )
 _WEIGHTS = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth.")
+_PRUNED = typer.Option(None, "--pruned", help="Folder of an earlier round, which this one goes on from.")
 _INPUTS = typer.Option(
     [], "--input", metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64. Repeatable."
 )
@@ -31,6 +32,7 @@ _BASE = typer.Option(None, "--base", help="Folder of a run's recipe, if it names
 def prune(
     model: str = _MODEL,
     weights: Path | None = _WEIGHTS,
+    pruned: Path | None = _PRUNED,
     inputs: list[str] = _INPUTS,
     target: str = typer.Option(
         ..., "--target", "-t", metavar="KIND=VALUE", help="macs=0.5, channels=0.6, compression_ratio=2, sparsity=0.5."
@@ -69,14 +71,14 @@ def prune(
 
     if out.exists() and not out.is_dir():  # said before the work, not after it
         raise CheckpointError(f"--out {out}: a file is in the way; name a folder")
-    source = open_source(model, weights=weights, base=base)
+    source = open_source(model, weights=weights, base=base, pruned=pruned)
     method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
     example = example_of(source, inputs)
     data = _data(source, method.score) if method.score.needs - {"unit_macs"} else {}
     with Watch(source.name, quiet=as_json) as watch:
         watch.progress(0, 1, "pruning")
         report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact, **data)
-        save_pruned(out, source.model, report)
+        save_pruned(out, source.model)
     if as_json:
         print_json({"source": source.name, "written": str(out), **report.to_dict()})
         return

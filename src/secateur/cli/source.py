@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,16 @@ def importable(folder: Path) -> None:
         sys.path.insert(0, path)
 
 
-def open_source(target: str, *, weights: Path | None = None, base: Path | None = None) -> Source:
+def open_source(
+    target: str, *, weights: Path | None = None, base: Path | None = None, pruned: Path | None = None
+) -> Source:
     """Build the model that a user named.
 
     Args:
         target: ``package.module:factory``, ``file.py:factory``, a recipe file or a run directory.
         weights: Weights to load instead of the recipe's or the run's.
         base: Folder that the relative paths of a run's recipe start from; the current one by default.
+        pruned: Folder of ``secateur prune``, whose plans the model is cut by and whose weights it gets.
 
     Returns:
         The model and where it came from.
@@ -65,7 +68,18 @@ def open_source(target: str, *, weights: Path | None = None, base: Path | None =
     Raises:
         RecipeError: When it is none of these, or what it names cannot be found or called.
         CheckpointError: When the weights cannot be read, or do not fit.
+        PlanError: When the plans of the pruned folder are not this model's.
     """
+    source = _open(target, weights, base)
+    if pruned is None:
+        return source
+    from secateur.structure import load_pruned
+
+    load_pruned(source.model, pruned)
+    return replace(source, name=f"{source.name}, pruned in {pruned}", masks=None)
+
+
+def _open(target: str, weights: Path | None, base: Path | None) -> Source:
     importable(Path.cwd())
     path = Path(target)
     if path.is_dir():
@@ -86,6 +100,11 @@ def open_source(target: str, *, weights: Path | None = None, base: Path | None =
 
 
 def _run_directory(path: Path, weights: Path | None, base: Path) -> Source:
+    if (path / "plan.json").is_file() and not (path / "recipe.toml").is_file():
+        raise CheckpointError(
+            f"{path}: holds a pruned model, and not the class it was made from: name that as MODEL, and this folder "
+            f"with --pruned {path}"
+        )
     for name in ("recipe.toml", "model.safetensors", "masks.safetensors"):
         if not (path / name).is_file():
             what = "holds no run" if name == "recipe.toml" else "holds a run that is not finished"

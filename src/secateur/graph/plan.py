@@ -204,7 +204,8 @@ class Plan:
         try:
             for edit in self.edits:
                 edit_(model, edit, undo)
-            for drop in self.drops:
+            # The innermost first: entries that stay are counted anew, and names change with them.
+            for drop in sorted(self.drops, key=lambda d: len(f".{d.container}".rstrip(".").split(".")), reverse=True):
                 drop_(model, drop, undo)
         except BaseException:
             undo.revert()

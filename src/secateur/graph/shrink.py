@@ -274,8 +274,6 @@ def _gap(
     """Run the pruned model on one example; return the worst difference and the scale of what differs."""
     try:
         return compare(reference, run_small(model, [example], recorded.leaves, plan.kept, probe), plan.resized)
-    except GraphError:
-        raise
     except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found later
         return float("inf"), 0.0
 

@@ -28,6 +28,7 @@ from secateur.checkpoint import (
     restore_rng,
     save_model,
     save_tree,
+    with_versions,
 )
 from secateur.errors import DataError, RecipeError
 from secateur.export import check_formats
@@ -259,7 +260,7 @@ class Runner:
         self.optimizer = build_optimizer(self.model, options.name, options.options)
         if stage.kind == "retrain" and self.plan.rewind_epoch is not None:
             saved = load_tree(self.directory / REWIND)
-            self.model.load_state_dict(saved["model"])
+            self.model.load_state_dict(with_versions(self.model, saved["model"]))
             self.optimizer.load_state_dict(saved["optimizer"])
             apply_masks_(self.model, self.pruner.masks)
             clear_optimizer_state_(self.optimizer, self.model, self.pruner.masks)
@@ -389,7 +390,7 @@ class Runner:
         if tree["threads"] != torch.get_num_threads() and self.recipe.threads is None:
             torch.set_num_threads(tree["threads"])  # another number of threads sums in another order
         self.position = Position(**tree["position"])
-        self.model.load_state_dict(tree["model"])
+        self.model.load_state_dict(with_versions(self.model, tree["model"]))
         self.pruner.load_state_dict(tree["pruner"])
         if tree["optimizer"] is not None:
             options = self.recipe.train.optimizer

@@ -80,13 +80,22 @@ def plan_and_shorten(
         raise GraphError(
             f"no block can be taken out: because {reasons or 'the model has no list of modules with parameters'}"
         )
-    sets = _sets(model, stacks)
-    sizes = Sizes(model, method.goal, trace(model, [example]), [b.name for s in sets for b in s.blocks])
-    scores = block_scores(model, method, sets, loss_fn, batches)
-    gone = _choose(method, sets, scores, sizes)
-    by_stack = {stack: [b for b in stack.blocks if b.name in gone] for stack in stacks}
+    recorded = trace(model, [example])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    plan, proof, undo = shorten(model, example, {s: blocks for s, blocks in by_stack.items() if blocks})
+    while True:
+        sets = _sets(model, stacks)
+        sizes = Sizes(model, method.goal, recorded, [b.name for s in sets for b in s.blocks])
+        gone = _choose(method, sets, block_scores(model, method, sets, loss_fn, batches), sizes)
+        chosen = {s: blocks for s in stacks if (blocks := [b for b in s.blocks if b.name in gone])}
+        try:
+            plan, proof, undo = shorten(model, example, chosen)
+            break
+        except GraphError:
+            stuck = _stuck(model, example, chosen)
+            stacks = tuple(s for s in stacks if s.name not in stuck)
+            if not stuck or not stacks:
+                raise
+            skipped |= {b.name: stuck[s.name] for s in chosen if s.name in stuck for b in s.blocks}
     edits, obstacle = update_config(model, shapes, (args, kwargs), undo, plan.drops)
     goal = method.goal
     info = {"target": {goal.kind: goal.value}, "score": str(method.score), "pattern": str(method.pattern)}
@@ -108,6 +117,17 @@ def plan_and_shorten(
         config=obstacle,
     )
     return Shortened(plan, proof, undo), report
+
+
+def _stuck(model: nn.Module, example: Example, chosen: dict[Stack, list[Block]]) -> dict[str, str]:
+    """Return the stacks that cannot even be cut alone, and why: code counts on how many entries they have, say."""
+    out = {}
+    for stack, blocks in chosen.items():
+        try:
+            shorten(model, example, {stack: blocks})[2].revert()
+        except GraphError as error:
+            out[stack.name] = str(error)
+    return out
 
 
 def replay_drops(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[Shortened, ShrinkReport]:
