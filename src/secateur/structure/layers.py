@@ -72,8 +72,8 @@ def plan_and_shorten(
     example = Example(args, kwargs)
     stacks, refused = find_stacks(model, example)
     if stacks:
-        blocks = [block.name for stack in stacks for block in stack.blocks]
-        check_patterns((*method.include, *method.exclude), [*blocks, *refused], "block")
+        names = [block.name for stack in stacks for block in stack.blocks]
+        check_patterns((*method.include, *method.exclude), [*names, *refused], "block")
     stacks, skipped = _filtered(model, method, stacks)
     if not stacks:
         reasons = "; ".join(f"{n}: {why}" for n, why in list({**refused, **skipped}.items())[:4])
