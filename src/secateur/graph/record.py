@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
 from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.graph.composite import Decomposing
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.state import same_randomness
 from secateur.graph.trees import tensors
@@ -279,7 +279,7 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(Decomposing):
     """Watches operators and passes labels from their arguments to their results.
 
     Args:
@@ -429,11 +429,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute the operator."""
         return func(*args, **kwargs)
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute, then label."""
-        kwargs = kwargs or {}
         self.refuse_writes(func, args, kwargs)
         out = self.run(func, args, kwargs)
         self.label(func, args, kwargs, out)
@@ -461,7 +458,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.where += " is an operator without a rule"
             call.freeze()
         else:
-            rule(call)
+            self._apply(rule, call)
         if any(axes.numbers is not None for axes in inputs):
             self._follow_numbers(call, inputs)
         for tensor, before in written:
@@ -470,6 +467,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = [self.axes(t) for t in call.outputs()]
             groups = int(call.args.get("groups") or 1) if call.macs else 1
             self.ops.append(Op(call.name, module, inputs, outputs, leaves, call.macs, groups))
+
+    def _apply(self, rule: Rule, call: Call) -> None:
+        """Apply a rule; one that fails is reported as such, not as a failure of the model."""
+        try:
+            rule(call)
+        except GraphError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors())
+            raise GraphError(
+                f"{self.ledger.where}: the rule for this operator fails on tensors of shape {shapes or 'none'}: "
+                f"{type(error).__name__}: {str(error)[:200]}. The rule is at fault, not the model: report it, or "
+                "register another one (secateur.graph.rules.rule)"
+            ) from error
 
     def _follow_numbers(self, call: Call, inputs: Sequence[Axes]) -> None:
         """Pass numbers of experts on where elements only move; fix the experts where numbers are computed with."""

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Edit, Undo, edit_
+from secateur.graph.composite import Decomposing
 from secateur.graph.coupling import Coupling, iter_parts
 from secateur.graph.examples import copies
 from secateur.graph.record import UNTRACED, op_name, quiet_forward
@@ -47,7 +47,7 @@ class ShapeMismatchError(RuntimeError):
     """An operator of the pruned forward gave another shape than predicted."""
 
 
-class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ShapeCheck(Decomposing):
     """Compares the shape of every result with the predicted one, as long as the same operators run.
 
     Args:
@@ -61,11 +61,9 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ran = 0
         self.aligned = True
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute and compare."""
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         name = op_name(func)
         self.ran += name not in UNTRACED
         if name in UNTRACED or not self.aligned:

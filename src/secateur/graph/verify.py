@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.graph.changes import Kept
 from secateur.graph.compare import tolerated
+from secateur.graph.composite import Decomposing
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Labels, Ledger
 from secateur.graph.outputs import fixed_outputs
@@ -180,7 +180,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         return out
 
 
-class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Small(Decomposing):
     """Runs the pruned model on the same float64 values.
 
     Args:
@@ -238,15 +238,13 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._buffers[index] = value = value.clone()
         return value
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute in float64."""
         if op_name(func) == LOOKUP:
             index = self._find(args[0])
             if index >= 0 and not self._probe.changed(index) and self._leaves[index].kind != "buffer":
-                return self._values.look_up(func, self._held[index], args, kwargs or {}, self._leaf_value)
-        new_args, new_kwargs = self._values.promote(func, args, kwargs or {}, self._leaf_value)
+                return self._values.look_up(func, self._held[index], args, kwargs, self._leaf_value)
+        new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
         return compute(func, new_args, new_kwargs)
 
 
