@@ -6,6 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import GraphError
+from secateur.graph.coupling import trace
+from secateur.graph.examples import Example
+from secateur.graph.record import Call
+from secateur.graph.rules import RULES, Rules
 from secateur.structure import find_groups, shrink_, verify
 from secateur.targets import Target
 
@@ -56,3 +61,15 @@ def test_one_index_by_itself(act: Callable[[Tensor], Tensor], expected: int) -> 
 def test_memory_read_in_another_order_is_not_followed() -> None:
     assert units(lambda h: h.contiguous().as_strided((2, 8), (8, 1))) == 8
     assert units(lambda h: h.contiguous().as_strided((2, 8), (1, 2))) == 0
+
+
+def test_a_rule_that_fails_is_not_blamed_on_the_model() -> None:
+    rules = Rules()
+    rules._by_name.update(RULES._by_name)
+
+    @rules.add("relu")
+    def relu(call: Call) -> None:
+        raise KeyError("no such label")
+
+    with pytest.raises(GraphError, match=r"aten::relu: the rule for this operator fails on .*\(2, 8\).*KeyError"):
+        trace(Between(torch.relu), [Example((torch.randn(2, 4),), {})], rules=rules)
