@@ -23,9 +23,10 @@ from secateur.errors import (
     WeightError,
 )
 from secateur.graph.changes import Edit
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.plan import Plan
+from secateur.graph.trace import trace
 from secateur.method import Method
 from secateur.patterns import NM, Channel
 from secateur.pruner import Pruner

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Edit, Undo, class_name, edit_, slice_
 from secateur.graph.compare import compare, says_nothing, tolerated
-from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling, Trace, Unit, trace
+from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling
 from secateur.graph.examples import Example, other_batches, unseen
+from secateur.graph.groups import Unit
 from secateur.graph.native import native_edits
 from secateur.graph.plan import Plan, digest, silence
 from secateur.graph.record import quiet_forward
 from secateur.graph.repair import Failure, Repair
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
+from secateur.graph.trace import Trace, trace
 from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small

@@ -13,7 +13,8 @@ from torch import nn
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
-from secateur.graph.coupling import Coupling, Unit
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Unit
 from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
 from secateur.graph.valueless import outside_fake_mode

@@ -10,9 +10,10 @@ from torch import nn
 
 from secateur.errors import CheckpointError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.shrink import refuse_unsupported, shrink
+from secateur.graph.trace import trace
 from secateur.method import Method
 from secateur.patterns import Channel
 from secateur.prunable import Found, check_patterns, check_storage, derived_weights

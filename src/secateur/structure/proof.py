@@ -10,7 +10,6 @@ from torch import nn
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
-from secateur.graph.coupling import trace
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
 from secateur.graph.outputs import fixed_outputs
@@ -19,6 +18,7 @@ from secateur.graph.record import Leaf, owned_tensors, quiet_forward
 from secateur.graph.rules import RULES
 from secateur.graph.shorten import blocks_of, prove_bypassed
 from secateur.graph.state import preserved
+from secateur.graph.trace import trace
 from secateur.graph.trees import tensors
 from secateur.graph.valueless import all_have_values, outside_fake_mode
 from secateur.graph.values import Probe
