@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.calls import Call
 from secateur.graph.examples import Example
-from secateur.graph.record import Call
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.trace import trace
 from secateur.structure import find_groups, shrink_, verify

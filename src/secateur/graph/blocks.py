@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur.graph.calls import op_name
 from secateur.graph.composite import Decomposing
 from secateur.graph.examples import Example
+from secateur.graph.model import quiet_forward
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.record import op_name, quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
 

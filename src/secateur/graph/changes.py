@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.record import owned_tensors
+from secateur.graph.model import owned_tensors
 from secateur.graph.valueless import has_values
 
 _NO_OWNERS = (type, ModuleType, FunctionType, Tensor)

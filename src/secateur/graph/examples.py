@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.calls import op_name
 from secateur.graph.composite import Decomposing
-from secateur.graph.record import call, op_name
+from secateur.graph.model import call
 from secateur.graph.still import Still
 from secateur.graph.trees import mapped, tensors
 from secateur.graph.valueless import has_values

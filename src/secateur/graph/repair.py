@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.calls import op_name
 from secateur.graph.changes import Edit, Undo, edit_
 from secateur.graph.composite import Decomposing
 from secateur.graph.coupling import Coupling, iter_parts
 from secateur.graph.examples import copies
-from secateur.graph.record import UNTRACED, op_name, quiet_forward
+from secateur.graph.model import quiet_forward
+from secateur.graph.record import UNTRACED
 from secateur.graph.state import preserved
 
 _LAYOUT = frozenset({"aten::clone", "aten::view", "aten::_unsafe_view", "aten::_reshape_alias"})

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.graph.calls import bind, op_name
 from secateur.graph.composite import Decomposing
-from secateur.graph.record import bind, op_name
 
 _Bound = dict[str, Any]
 

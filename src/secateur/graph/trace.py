@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from secateur.errors import GraphError
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import Axes, Ledger
+from secateur.graph.model import module_stack, quiet_forward
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forward
+from secateur.graph.record import Leaf, Op, Recorder
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
 

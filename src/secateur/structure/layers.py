@@ -15,8 +15,8 @@ from secateur.graph.changes import Undo
 from secateur.graph.examples import Example
 from secateur.graph.plan import Plan
 from secateur.graph.shorten import blocks_of, replay_shortened, shorten
-from secateur.graph.shrink import refuse_unsupported
 from secateur.graph.trace import Trace, trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.verify import Proof
 from secateur.method import Method
 from secateur.prunable import check_patterns, matches

@@ -16,7 +16,8 @@ from secateur.graph.choose import Removed, Unreachable, bundles, meet
 from secateur.graph.coupling import Coupling
 from secateur.graph.groups import Unit
 from secateur.graph.plan import Plan
-from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
+from secateur.graph.shrink import Shrunk, shrink
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer

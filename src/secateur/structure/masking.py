@@ -12,8 +12,9 @@ from secateur.errors import CheckpointError, PatternError, RecipeError, TargetEr
 from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
-from secateur.graph.shrink import refuse_unsupported, shrink
+from secateur.graph.shrink import shrink
 from secateur.graph.trace import trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.method import Method
 from secateur.patterns import Channel
 from secateur.prunable import Found, check_patterns, check_storage, derived_weights

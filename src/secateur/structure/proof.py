@@ -12,9 +12,10 @@ from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
+from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Plan
-from secateur.graph.record import Leaf, owned_tensors, quiet_forward
+from secateur.graph.record import Leaf
 from secateur.graph.rules import RULES
 from secateur.graph.shorten import blocks_of, prove_bypassed
 from secateur.graph.state import preserved

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Undo
 from secateur.graph.plan import Plan
-from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
+from secateur.graph.shrink import Shrunk, replay, shrink
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
