@@ -123,5 +123,4 @@ COMPACT: dict[str, _Compact] = {
     "aten::_native_batch_norm_legit": _compact_batch_norm,
     "aten::_weight_norm_interface": _compact_weight_norm,
 }  # fmt: skip
-"""By operator: its result with statistics over the kept indices of its first argument, zeros where others were; ``None``
-where nothing that the statistics run over has gone."""
+"""By operator: its result with statistics over kept indices, zeros in the other places; ``None`` where all are kept."""
