@@ -110,3 +110,39 @@ def test_nothing_is_left_for_the_garbage_collector() -> None:
         assert sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()) <= before
     finally:
         gc.enable()
+
+
+class Alike(nn.Module):
+    """A norm over values that are nearly alike: in training mode it enlarges the last digits of what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 512), nn.Linear(512, 8)
+        self.norm, self.head = nn.BatchNorm1d(8, eps=1e-30), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(torch.relu(self.a(x)))))
+
+
+class Biased(Alike):
+    """The same, with a share of the width that only training mode sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + (4e-3 / self.a.weight.shape[0] if self.training else 0.0)
+
+
+def test_rounding_that_training_mode_enlarges_is_no_difference() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, dtype=torch.float64) * (1 + 1e-8 * torch.randn(6, 1, dtype=torch.float64))
+    for kind, prunable in ((Alike, True), (Biased, False)):
+        net = kind().double()
+        try:
+            report = secateur.shrink_(net, secateur.Target("channels", 0.5), x)
+        except GraphError:
+            assert not prunable
+            assert net.a.out_features == 512
+            continue
+        assert prunable
+        assert report.proof.equal
+        assert net.a.out_features < 512

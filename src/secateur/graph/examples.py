@@ -63,6 +63,18 @@ class Example:
         ):
             return call(model, args, kwargs)
 
+    def shaken(self) -> Example:
+        """Return the example with floating-point inputs changed in their last digits, in float64."""
+        generator = torch.Generator().manual_seed(0)
+
+        def shake(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+            return value.double() * (1 + noise * 2.0**-52)
+
+        return replace(self, args=mapped(shake, self.args), kwargs=mapped(shake, self.kwargs))
+
     def double(self) -> Example:
         """Return the example with floating-point inputs in float64."""
         return replace(self, args=_double(self.args), kwargs=_double(self.kwargs))
