@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import mean
 from typing import Any
 
-Cell = dict[str, Any]
+from page_parts import Cell, not_measured, seeds_of, spread_of
+
 REFERENCE = {
     0.75: "Best of the known tools' criteria on the same data: 33 % top-1 (KL 2.1) with no training.",
     0.5: "Best of the known tools' criteria on the same data: under 3 % top-1.",
@@ -35,7 +34,7 @@ def page(result: dict[str, Any]) -> str:
     for target in targets:
         parts.append(_pruning(result, target))
     parts += [_recipe(result), _distillation(cells, result["titles"]), _latency(cells, result["titles"])]
-    parts.append(_missing(result))
+    parts.append(not_measured(result))
     return "\n".join(part for part in parts if part)
 
 
@@ -61,29 +60,12 @@ def _head(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _seeds(cells: dict[str, Cell], target: float) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield criteria with the cells of their seeds."""
-    found: dict[str, list[Cell]] = {}
-    for name, cell in cells.items():
-        if name.startswith(f"prune/{target}/"):
-            found.setdefault(cell["criterion"], []).append(cell)
-    yield from found.items()
-
-
-def _shown(rows: list[Cell], repair: str, key: str, form: str) -> str:
-    values = [r[repair][key] for r in rows if repair in r]
-    if not values:
-        return ""
-    text = format(mean(values), form)
-    return text if len(values) == 1 else f"{text} ({format(min(values), form)} to {format(max(values), form)})"
-
-
 def _pruning(result: dict[str, Any], target: float) -> str:
     rows = []
-    criteria = list(_seeds(result["cells"], target))
+    criteria = list(seeds_of(result["cells"], target))
     ordered = [entry for name in result["titles"] for entry in criteria if entry[0] == name]
     for name, cells in ordered:
-        shown = [_shown(cells, *column) for column in COLUMNS]
+        shown = [spread_of(cells, *column) for column in COLUMNS]
         rows.append(
             f"| {_title(result, name)}{_count(cells)} | {cells[0]['macs']:.3f} | {cells[0]['parameters']:.2f} | "
             f"{' | '.join(shown)} |"
@@ -195,15 +177,4 @@ def _latency(cells: dict[str, Cell], titles: dict[str, str]) -> str:
         + "\n"
         + "\n".join(rows)
         + "\n"
-    )
-
-
-def _missing(result: dict[str, Any]) -> str:
-    missing = result["missing"]
-    if not missing:
-        return ""
-    return (
-        "## Not measured yet\n\nThe same command makes these cells and keeps the others: "
-        + ", ".join(f"`{name}`" for name in missing)
-        + ".\n"
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import mean
 from typing import Any
 
-Cell = dict[str, Any]
+from page_parts import Cell, not_measured, seeds_of, spread_of
+
 COLUMNS = (
     ("none", "wordsim353", ".3f"),
     ("none", "agreement_sentences", ".3f"),
@@ -30,7 +29,7 @@ def page(result: dict[str, Any]) -> str:
     cells = result["cells"]
     targets = sorted({c["target"] for c in cells.values() if "target" in c}, reverse=True)
     parts = [_head(result), *(_pruning(result, target) for target in targets)]
-    parts += [_method(result), _distillation(result), _latency(cells, result["titles"]), _missing(result)]
+    parts += [_method(result), _distillation(result), _latency(cells, result["titles"]), not_measured(result)]
     return "\n".join(part for part in parts if part)
 
 
@@ -80,25 +79,8 @@ def _proofs(cells: dict[str, Cell]) -> str:
     )
 
 
-def _seeds(cells: dict[str, Cell], target: float) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield criteria with the cells of their seeds."""
-    found: dict[str, list[Cell]] = {}
-    for name, cell in cells.items():
-        if name.startswith(f"prune/{target}/"):
-            found.setdefault(cell["criterion"], []).append(cell)
-    yield from found.items()
-
-
-def _shown(rows: list[Cell], repair: str, key: str, form: str) -> str:
-    values = [r[repair][key] for r in rows if repair in r]
-    if not values:
-        return ""
-    text = format(mean(values), form)
-    return text if len(values) == 1 else f"{text} ({format(min(values), form)} to {format(max(values), form)})"
-
-
 def _pruning(result: dict[str, Any], target: float) -> str:
-    found = dict(_seeds(result["cells"], target))
+    found = dict(seeds_of(result["cells"], target))
     rows = []
     for name in result["titles"]:
         cells = found.get(name)
@@ -107,7 +89,7 @@ def _pruning(result: dict[str, Any], target: float) -> str:
         title = result["titles"][name]
         title = f"**{title}**" if name == result["recommended"] else title
         count = f", {len(cells)} seeds (mean, range)" if len(cells) > 1 else ""
-        shown = [_shown(cells, *column) for column in COLUMNS]
+        shown = [spread_of(cells, *column) for column in COLUMNS]
         rows.append(
             f"| {title}{count} | {cells[0]['macs']:.3f} | {cells[0]['parameters']:.3f} | {' | '.join(shown)} | "
             f"{max(c['max_difference'] for c in cells):.0e} |"
@@ -249,15 +231,4 @@ def _latency(cells: dict[str, Cell], titles: dict[str, str]) -> str:
         + "\n"
         + "\n".join(rows)
         + "\n"
-    )
-
-
-def _missing(result: dict[str, Any]) -> str:
-    missing = result["missing"]
-    if not missing:
-        return ""
-    return (
-        "## Not measured yet\n\nThe same command makes these cells and keeps the others: "
-        + ", ".join(f"`{name}`" for name in missing)
-        + ".\n"
     )

@@ -144,9 +144,10 @@ def _phases(model: Any, args: Any, kwargs: Any) -> dict[str, float]:
     from secateur.allocate import Layerwise
     from secateur.graph.changes import slice_
     from secateur.graph.choose import bundles, meet
-    from secateur.graph.coupling import Coupling, trace
+    from secateur.graph.coupling import Coupling
     from secateur.graph.examples import Example
     from secateur.graph.shrink import shrink
+    from secateur.graph.trace import trace
     from secateur.scores import Coupled
     from secateur.structure.scoring import unit_scores
 

@@ -230,7 +230,8 @@ def _read_torch(path: str | Path) -> dict[str, Tensor]:
         # Old files are not archives and cannot be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _LOAD_ERRORS as error:
-        reason = str(error).strip().split("\n")[0]
+        # The first sentence: PyTorch's second one is how to load it all the same, running what is in it.
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise CheckpointError(
             f"{path}: refused: not a plain state dict, because it is damaged or needs code to load "
             f"({type(error).__name__}: {reason[:200]}). Save model.state_dict(), or better safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -73,7 +73,7 @@ def find_prunable(
     if types:
         _check_types(model, types)
     named = dict(_candidates(model, types))
-    _check_patterns([*include, *exclude], named)
+    check_patterns([*include, *exclude], named)
     names_of: dict[int, list[str]] = {}
     for name, (_, tensor) in named.items():
         names_of.setdefault(id(tensor), []).append(name)
@@ -158,11 +158,21 @@ def _check_types(model: nn.Module, types: Sequence[str]) -> None:
             raise WeightError(f"no module of type {name!r} in {type(model).__name__}; {nearest(name, present)}")
 
 
-def _check_patterns(patterns: Sequence[str], named: Mapping[str, object]) -> None:
+def check_patterns(patterns: Iterable[str], names: Collection[str], what: str = "prunable weight") -> None:
+    """Refuse a filter that does nothing, which is a slip of the pen.
+
+    Args:
+        patterns: Shell patterns.
+        names: Names of which each of them must match one.
+        what: What the names are those of.
+
+    Raises:
+        WeightError: Names the pattern and the nearest module.
+    """
     for pattern in patterns:
-        if not any(matches(name, [pattern]) for name in named):
-            names = {n.rpartition(".")[0] or n for n in named}
-            raise WeightError(f"the pattern {pattern!r} matches no prunable weight; {nearest(pattern, names)}")
+        if not any(matches(name, [pattern]) for name in names):
+            known = {n.rpartition(".")[0] or n for n in names}
+            raise WeightError(f"the pattern {pattern!r} matches no {what}; {nearest(pattern, known)}")
 
 
 def _filtered(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> str | None:

@@ -57,6 +57,23 @@ def test_wrong_scores_and_options(workspace, call, options, said):
     assert not (workspace / "pruned").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--exclude", "clasifier"], "the pattern 'clasifier' matches no parameter"),
+        (["--include", "clasifier"], "the pattern 'clasifier' matches no parameter"),
+        (["--out", "net.py"], "--out net.py: a file is in the way"),
+        (["--input", "99999999,3,99999,99999"], "no tensor of this shape can be made"),
+        (["--input", "9" * 30], "no tensor of this shape can be made"),
+    ],
+)
+def test_what_would_do_nothing_or_fail_in_the_end_is_refused_first(workspace, call, options, said):
+    done = call("prune", "recipe.toml", *options, *COMMON)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not (workspace / "pruned").exists()
+
+
 def test_a_regression_protects_values(workspace, call):
     (workspace / "net.py").write_text(
         (workspace / "net.py").read_text()

@@ -345,6 +345,68 @@ class PatchedForward(Rows):
         self.second.forward = lambda x: inner(x) * self.second.out_features
 
 
+class Settings:
+    """A width, and what follows from it by a property."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    @property
+    def total(self) -> int:
+        return self.width
+
+    @property
+    def constant(self) -> int:
+        return 16
+
+
+class BehindProperty(Rows):
+    """The width is read through a property of an object, which works it out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = Settings(16)
+
+    def mix(self, h: Tensor) -> Tensor:
+        return h.reshape(len(h), self.settings.total)
+
+
+class ConstantProperty(BehindProperty):
+    """A property that can be read and not set, and says a constant."""
+
+    def mix(self, h: Tensor) -> Tensor:
+        return h.reshape(len(h), self.settings.constant)
+
+
+class OneOf(Rows):
+    """One of the 16 as a tensor that keeps its dimension, and all of them."""
+
+    after = 17
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self.start = start
+
+    def mix(self, h: Tensor) -> Tensor:
+        one = h[:, self.start : self.start + 1 or None]
+        return torch.cat([one.squeeze(1)[:, None], h], 1)
+
+
+class Shuffled(Rows):
+    """The same memory read by columns."""
+
+    def mix(self, h: Tensor) -> Tensor:
+        n, width = h.shape
+        return h.contiguous().as_strided((n, width), (1, n))
+
+
+class Renormed(Rows):
+    """Rows are scaled down to a largest norm."""
+
+    def mix(self, h: Tensor) -> Tensor:
+        return torch.renorm(h, 2, -2, 0.5)
+
+
 # --- layers that the first table has not -----------------------------------------------------------------------------
 
 
@@ -490,5 +552,12 @@ MORE: tuple[Case, ...] = (
     _case("learned state", LearnedState, vectors, "parameters of the hidden width, expanded", PRUNED),
     _case("packed sequence", Packed, vectors, "rows and steps in one dimension", NOT_REFUSED),
     _case("attention extras", AttentionExtras, vectors, "rows joined to keys and values", NOT_REFUSED),
+    _case("size behind a property", BehindProperty, rows, "the property cannot be set, what it reads can", PRUNED),
+    _case("constant property", ConstantProperty, rows, "a size that cannot be set", NOT_PRUNED),
+    _case("first of all", lambda: OneOf(0), rows, "a dimension of size 1 in a reshape", PRUNED),
+    _case("last of all", lambda: OneOf(-1), rows, "a dimension of size 1 in a reshape", PRUNED),
+    _case("one of the middle", lambda: OneOf(5), rows, "its place changes with what goes before it", PRUNED),
+    _case("read by columns", Shuffled, rows, "another order of the same shape", PRUNED),
+    _case("renormed", Renormed, rows, "the norm runs over the other dimensions", PRUNED),
     _case("scaled tie", ScaledTie, some_ids, "the root of the width", NOT_PRUNED),
 )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import jacrev
 
 from secateur.errors import MissingStatsError, SecateurError
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
+from secateur.graph.trace import trace
 from secateur.scores import ActivationStatistic, ActivationTaylor, Coupled, Lamp, Magnitude, Sensitivity
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs
 from secateur.structure.collect import unit_costs

@@ -17,7 +17,7 @@ from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Edit
 from secateur.graph.compare import compare, says_nothing
 from secateur.graph.plan import Plan
-from secateur.structure import make_plan, shrink_
+from secateur.structure import make_plan, shrink_, verify
 from secateur.targets import Target
 
 HALF = Target("channels", 0.5)
@@ -201,6 +201,38 @@ def test_surrounding_modes_do_not_matter() -> None:
             plans.append(shrink_(model, HALF, X).plan)
         model(X).sum().backward()
     assert len({plan.to_json() for plan in plans}) == 1
+
+
+class Maps(nn.Module):
+    """Convolutions, norms and recurrent layers, whose functions PyTorch computes by other operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.steps, self.last = nn.GRU(16, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.conv(x))).flatten(2)
+        h = torch.quantile(h, torch.tensor([0.25, 0.75], dtype=h.dtype), dim=-1).permute(1, 0, 2)
+        out: Tensor = self.last(self.steps(h)[0][:, -1])
+        return out
+
+
+class Decorated(Maps):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_operators_that_only_inference_mode_shows_whole() -> None:
+    plans, x = [], torch.randn(2, 3, 6, 6)
+    for make, around in ((Maps, torch.no_grad()), (Maps, torch.inference_mode()), (Decorated, torch.enable_grad())):
+        model, dense = make(), make()
+        with around:
+            plans.append(shrink_(model, HALF, x).plan.to_dict() | {"model": ""})
+        assert verify(dense, model, x).equal
+    assert plans[0] == plans[1] == plans[2]
 
 
 # The comparison itself

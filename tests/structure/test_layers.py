@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Layerwise
-from secateur.errors import GraphError, MissingStatsError, PlanError, RecipeError, TargetError
+from secateur.errors import GraphError, MissingStatsError, PlanError, RecipeError, TargetError, WeightError
 from secateur.graph.blocks import bypassed, find_stacks
 from secateur.graph.changes import Drop
 from secateur.graph.examples import Example
@@ -312,6 +312,8 @@ def test_allocation_and_filters() -> None:
     assert set(places(report)) <= {1, 2}
     with pytest.raises(GraphError, match="not of the given types"):
         shrink_(two(), layers(0.5, types=("Conv2d",)), X)
+    with pytest.raises(WeightError, match=r"'layers\.1' matches no block"):
+        shrink_(two(), layers(0.5, exclude=("0.1", "layers.1")), X)
 
 
 def test_optimizer_and_average_follow() -> None:

@@ -23,8 +23,9 @@ from secateur.errors import (
     TargetError,
     WeightError,
 )
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
+from secateur.graph.trace import trace
 from secateur.method import Method, Override
 from secateur.metrics import count_macs
 from secateur.patterns import Channel

@@ -13,11 +13,20 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Global, Isomorphic, Layerwise
-from secateur.errors import GraphError, MissingStatsError, PatternError, PlanError, SecateurError, TargetError
+from secateur.errors import (
+    GraphError,
+    MissingStatsError,
+    PatternError,
+    PlanError,
+    SecateurError,
+    TargetError,
+    WeightError,
+)
 from secateur.graph.changes import Edit
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.plan import Plan
+from secateur.graph.trace import trace
 from secateur.method import Method
 from secateur.patterns import NM, Channel
 from secateur.pruner import Pruner
@@ -324,6 +333,48 @@ def test_inputs_in_every_form() -> None:
         assert model.a.out_features == 8
 
 
+class Guarded(nn.Module):
+    """Refuses inputs that do not start with seven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0] != 7:
+            raise ValueError("no seven")
+        out: Tensor = self.down(torch.relu(self.up(x)))
+        return out
+
+
+def test_verify_leaves_out_made_up_inputs_that_the_model_refuses() -> None:
+    dense, x = Guarded(), torch.randn(4, 8)
+    x[:, 0] = 7
+    small = copy.deepcopy(dense)
+    shrink_(small, HALF, x)
+    proof = verify(dense, small, x)
+    assert (proof.equal, proof.inputs) == (True, 1)
+    with torch.no_grad():
+        small.up.bias[0] += 1
+    assert not verify(dense, small, x).equal
+    with pytest.raises(GraphError, match="no seven"):
+        verify(dense, small, torch.randn(4, 8))
+
+
+def test_verify_compares_shapes_where_there_are_no_values() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)).to("meta")
+
+    dense, x = make(), torch.randn(2, 8, device="meta")
+    small = copy.deepcopy(dense)
+    report = shrink_(small, HALF, x)
+    assert verify(dense, small, x).level == "shapes"
+    other = copy.deepcopy(dense)
+    shrink_(other, Target("macs", 0.25), x)
+    with pytest.raises(PlanError, match=r"0\.weight of the shrunk model has shape \(8, 8\), the plan leaves \(16, 8\)"):
+        verify(dense, other, x, report)
+
+
 # What must be refused
 
 
@@ -339,6 +390,12 @@ BAD: dict[str, tuple[Any, Any, type[SecateurError], str]] = {
         X,
         GraphError,
         "nothing can be pruned",
+    ),
+    "a filter of nothing": (
+        Method(target=HALF, pattern=Channel(), exclude=("fd",)),
+        X,
+        WeightError,
+        "'fd' matches no parameter",
     ),
     "wrong shape": (HALF, torch.randn(2, 5, 8, 8), GraphError, "own forward fails"),
     "no tensor": (HALF, ("x",), GraphError, "no tensor"),

@@ -66,8 +66,11 @@ def prune(
     from secateur.cli.show import console, print_json, put
     from secateur.cli.source import open_source
     from secateur.cli.watch import Watch
+    from secateur.errors import CheckpointError
     from secateur.structure import save_pruned, shrink_
 
+    if out.exists() and not out.is_dir():  # said before the work, not after it
+        raise CheckpointError(f"--out {out}: a file is in the way; name a folder")
     source = open_source(model, weights=weights, base=base, pruned=pruned)
     method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
     example = example_of(source, inputs)

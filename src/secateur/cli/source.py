@@ -185,6 +185,10 @@ def _input(text: str, generator: torch.Generator) -> Tensor:
     if not sizes or min(sizes) < 1:
         raise DataError(f"--input {text}: expected whole numbers above 0 with commas between, such as 1,3,224,224")
     dtype: Any = getattr(torch, dtype_name)
-    if dtype.is_floating_point:
-        return torch.randn(sizes, generator=generator).to(dtype)
-    return torch.zeros(sizes, dtype=dtype)
+    try:
+        if dtype.is_floating_point:
+            return torch.randn(sizes, generator=generator).to(dtype)
+        return torch.zeros(sizes, dtype=dtype)
+    except (RuntimeError, TypeError) as error:  # more memory than there is, or than 64 bits can count
+        reason = str(error).split("\n")[0][:200]
+        raise DataError(f"--input {text}: no tensor of this shape can be made: {reason}") from None

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur.graph.calls import op_name
+from secateur.graph.composite import Decomposing
 from secateur.graph.examples import Example
+from secateur.graph.model import quiet_forward
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.record import op_name, quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
 
@@ -72,7 +73,7 @@ class _Entry:
     why: str = ""
 
 
-class Streams(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Streams(Decomposing):
     """Follows tensors through additions: whether a block's result is its input plus something.
 
     Attributes:
@@ -89,9 +90,7 @@ class Streams(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the marks of a tensor."""
         return self.marks.get(tensor) or {}  # type: ignore[no-untyped-call]
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute, and pass the marks on."""
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         before = [(t, self.of(t)) for t in inputs]
@@ -99,7 +98,7 @@ class Streams(TorchDispatchMode):  # type: ignore[no-untyped-call]
             entry = self.extras.get(tensor)  # type: ignore[no-untyped-call]
             if entry is not None:
                 entry.why = "what it returns beside its stream is used"
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         result = out[0] if isinstance(out, tuple | list) and len(out) else out
         if isinstance(result, Tensor):
             marks = self._after(func, before, result)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.record import owned_tensors
+from secateur.graph.model import owned_tensors
 from secateur.graph.valueless import has_values
 
 _NO_OWNERS = (type, ModuleType, FunctionType, Tensor)
@@ -89,9 +89,16 @@ class Undo:
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute, past any ``__setattr__`` of the owner."""
-        before = getattr(owner, attribute)
+        before, own = getattr(owner, attribute), attribute in vars(owner)
         object.__setattr__(owner, attribute, value)
-        self.add(lambda: object.__setattr__(owner, attribute, before))
+
+        def back() -> None:
+            if own or attribute not in vars(owner):
+                object.__setattr__(owner, attribute, before)
+            else:  # the class has it
+                object.__delattr__(owner, attribute)
+
+        self.add(back)
 
     @property
     def count(self) -> int:

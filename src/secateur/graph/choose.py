@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from secateur.errors import TargetError
-from secateur.graph.coupling import Coupling, Group
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Group
 from secateur.types import Allocation, Units
 
 Removed = NDArray[np.bool_]

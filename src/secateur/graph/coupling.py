@@ -3,124 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from secateur.errors import GraphError
 from secateur.graph.changes import Kept
 from secateur.graph.count import Total, size_along
-from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
+from secateur.graph.groups import Group, Member, Places, Unit, group_name, places_by_group
 from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
-from secateur.graph.outputs import fixed_outputs
-from secateur.graph.record import Leaf, Op, Recorder, module_stack, quiet_forward
-from secateur.graph.rules import RULES, Rules
-from secateur.graph.state import preserved
-
-_MOST_SEARCHES = 64
-"""Recordings of branches, those in search of unused parameters included."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the units of a group are in a dimension: shared by all tensors that have them in the same places.
-
-    Attributes:
-        size: Size of the dimension.
-        indices: Indices that belong to the group's units, ascending.
-        owners: The unit of each of them.
-    """
-
-    size: int
-    indices: NDArray[np.int32]
-    owners: NDArray[np.int32]
-
-    @cached_property
-    def width(self) -> int:
-        """Most indices that one unit takes."""
-        return int(np.bincount(self.owners).max()) if self.owners.size else 0
-
-    @cached_property
-    def by_unit(self) -> NDArray[np.int64]:
-        """The indices, those of the first unit first."""
-        return self.indices[np.argsort(self.owners, kind="stable")].astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One dimension of one tensor that a group reaches.
-
-    Attributes:
-        name: Qualified name of the parameter or buffer.
-        dim: The dimension.
-        places: Where the group's units are in it.
-    """
-
-    name: str
-    dim: int
-    places: Places
-
-    @property
-    def width(self) -> int:
-        """Most indices that one unit takes."""
-        return self.places.width
-
-    @property
-    def unit(self) -> NDArray[np.int64]:
-        """For every index of the dimension, the group's unit that it belongs to, or -1."""
-        out = np.full(self.places.size, -1)
-        out[self.places.indices] = self.places.owners
-        return out
-
-
-Unit = Literal["channel", "expert"]
+from secateur.graph.record import Leaf, Op
+from secateur.graph.trace import Trace
 
 ONLY_EXPERTS = "being no expert, where only experts are pruned"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that are alike: removing one means removing its indices from every member.
-
-    Attributes:
-        name: The first module whose outputs the units are.
-        units: How many there are.
-        members: Every dimension of every tensor that shrinks with them.
-        ids: Global number of each unit.
-        floor: Fewest that must stay: as many experts as a router chooses at a time.
-    """
-
-    name: str
-    units: int
-    members: tuple[Member, ...]
-    ids: NDArray[np.int64]
-    floor: int = 1
-
-    @property
-    def size(self) -> int:
-        """Indices that all units take where they are made."""
-        made = [m for m in self.members if m.dim == 0] or self.members
-        return self.units * max(m.width for m in made)
-
-    def step(self, align: int) -> int:
-        """Fewest units that may go at a time so that channel counts stay multiples of ``align``.
-
-        Counted where the channels are made: the input side of a grouped convolution counts per group.
-        """
-        made = [m for m in self.members if m.dim == 0] or self.members
-        made = [m for m in made if m.places.size > 2 * align] or made  # not where heads are mixed, say
-        step = 1
-        for member in made:
-            step = math.lcm(step, align // math.gcd(align, max(member.width, 1)))
-        return step
 
 
 @dataclass
@@ -153,138 +52,6 @@ class _Sizes:
     size: int
     plain: list[Labels] = field(default_factory=list)
     split: list[Labels] = field(default_factory=list)
-
-
-@dataclass
-class Trace:
-    """A recorded forward.
-
-    Attributes:
-        ledger: All labels and ties.
-        leaves: The tensors that the model owns.
-        touched: Indices of the leaves that the forward used.
-        ops: Operators of the first forward, in order.
-        unknown: Operators without a rule, and the modules that call them.
-        examples: What was recorded in evaluation mode: the examples, and branches that they do not take themselves.
-        training: What was recorded in training mode; ``None`` where that fails.
-    """
-
-    ledger: Ledger
-    leaves: list[Leaf]
-    touched: set[int]
-    ops: list[Op]
-    unknown: dict[str, set[str]]
-    examples: tuple[Example, ...] = ()
-    training: Example | None = None
-
-
-def trace(
-    model: nn.Module,
-    examples: Sequence[Example],
-    *,
-    exact: bool = False,
-    rules: Rules = RULES,
-) -> Trace:
-    """Record the forward on each of the examples; all of them constrain what can be pruned.
-
-    Where Python reads truth values or numbers from tensors, the forward may have branches: each is recorded too, with
-    the answer turned round, unless it raises an error; and as long as there are parameters that no recording has used,
-    several answers at a time. One more recording is made in training mode, for what only
-    that does (auxiliary classifiers).
-
-    Args:
-        model: Runs in evaluation mode, without gradients; left as it was.
-        examples: Inputs.
-        exact: Never prune a dimension that a normalisation runs over.
-        rules: What each operator does to labels.
-
-    Raises:
-        GraphError: When the forward fails, or changes a parameter in place.
-    """
-    if not examples:
-        raise GraphError("no example inputs were given, so the forward cannot be recorded")
-    ledger = Ledger()
-    first = Recorder(ledger, rules, exact=exact)
-    first.add_leaves(model)
-    taken: list[Example] = []
-
-    def another() -> Recorder:
-        mode = Recorder(ledger, rules, exact=exact, keep_ops=False)
-        mode.adopt(first.leaves)
-        return mode
-
-    def record(mode: Recorder, example: Example) -> list[Any]:
-        reads = _record(model, mode, example)
-        first.note(mode)
-        taken.append(example)
-        return reads
-
-    ways: deque[Example] = deque()
-    later: deque[Example] = deque()
-    for number, example in enumerate(examples):
-        reads = record(first if number == 0 else another(), example)
-        near = other_ways(example, reads)
-        ways += near[:MOST_WAYS]
-        later += near[MOST_WAYS:] + other_ways(example, reads, far=True)
-    for _ in range(_MOST_SEARCHES):
-        if not ways and later and _untouched(first):
-            ways.append(later.popleft())
-        if not ways:
-            break
-        way = ways.popleft()
-        with suppress(GraphError):  # a guard that raises is no branch
-            later += other_ways(way, record(another(), way))
-    training = _record_training(model, examples[0], first, another)
-    return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken), training)
-
-
-def _record_training(
-    model: nn.Module, example: Example, first: Recorder, another: Callable[[], Recorder]
-) -> Example | None:
-    """Record a forward in training mode, which may take other ways, and use parameters that evaluation leaves unused.
-
-    Batch norms need several samples. Some models want more inputs than they do in evaluation (targets): such a
-    recording is left out, and parameters that it would use are fixed.
-    """
-    tried = set[int]()
-    why = ""
-    for inputs in (example, *other_batches(example)):
-        mode = another()
-        way = replace(inputs, training=True)
-        try:
-            _record(model, mode, way)
-        except GraphError as error:
-            tried |= mode.touched
-            why = why or f"training mode, where {error}"
-        else:
-            first.note(mode)
-            return way
-    for i in tried - first.touched:  # nobody knows what they would have to follow
-        first.ledger.freeze_all(Axes((), first.leaves[i].axes.parts), why)
-    return None
-
-
-def _untouched(mode: Recorder) -> bool:
-    """Whether there are parameters that no recording has used."""
-    return any(leaf.kind == "parameter" and i not in mode.touched for i, leaf in enumerate(mode.leaves))
-
-
-def _record(model: nn.Module, mode: Recorder, example: Example) -> list[Any]:
-    """Record one forward; return the scalars that Python read from tensors."""
-    reads = ScalarReads()
-    quiet = quiet_forward(model, training=example.training)
-    with preserved(model), quiet, module_stack(model, mode.stack), mode, reads:
-        out = example.run(model)
-        mode.ledger.where = "an output of the model"
-        results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
-        for tensor in results:
-            mode.ledger.freeze_all(mode.axes(tensor))
-    if not results and not example.training:
-        raise GraphError(
-            f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
-            "return the results as tensors, in any container or object"
-        )
-    return reads.reads
 
 
 class Coupling:
@@ -427,13 +194,13 @@ class Coupling:
         for leaf, dim, roots in dims:
             key = roots.tobytes()  # a norm has four vectors alike
             if key not in known:
-                known[key] = list(_places(np.where(roots > 0, number[roots], -1), group_of, bounds))
+                known[key] = list(places_by_group(np.where(roots > 0, number[roots], -1), group_of, bounds))
             for g, places in known[key]:
                 members[g].append(Member(leaf.name, dim, places))
         groups, taken = [], set[str]()
         chosen = [(np.unique(self.roots[labels]), k) for labels, k, _ in self._ledger.chosen]
         for g, (low, high) in enumerate(pairwise(bounds)):
-            name = _group_name(members[g], taken)
+            name = group_name(members[g], taken)
             floor = max((k for roots, k in chosen if np.isin(live[low:high], roots).any()), default=1)
             groups.append(Group(name, high - low, tuple(members[g]), np.arange(low, high), floor))
         return groups
@@ -579,25 +346,6 @@ def _elements(leaves: Iterable[Leaf]) -> Total:
     return Total([(leaf.axes, dim) for dim in range(len(leaf.axes.shape))] for leaf in leaves)
 
 
-def _places(
-    unit: NDArray[np.int64], group_of: NDArray[np.int64], bounds: Sequence[int]
-) -> Iterator[tuple[int, Places]]:
-    """Yield the groups whose units are in a dimension, by position, and where these are.
-
-    Args:
-        unit: The unit of every index, or -1.
-        group_of: The group of every unit, the last one for none.
-        bounds: The first unit of every group.
-    """
-    owner = group_of[unit]
-    order = np.argsort(owner, kind="stable")
-    starts = np.flatnonzero(np.diff(owner[order], prepend=-2))
-    for low, high in pairwise([*starts.tolist(), len(order)]):
-        g, run = int(owner[order[low]]), order[low:high]
-        if g >= 0:
-            yield g, Places(len(unit), run.astype(np.int32), (unit[run] - bounds[g]).astype(np.int32))
-
-
 def covering(module: str, modules: Mapping[str, str]) -> str | None:
     """Return the reason given for a module or for one that contains it."""
     while module:
@@ -631,16 +379,6 @@ def _parents(module: str) -> Iterator[str]:
     while module:
         module = module.rpartition(".")[0]
         yield module
-
-
-def _group_name(members: Iterable[Member], taken: set[str]) -> str:
-    ranked = sorted(members, key=lambda m: (m.dim != 0, not m.name.endswith("weight")))
-    base = next((m.name.removesuffix(".weight") for m in ranked), "group")
-    name, n = base, 2
-    while name in taken:
-        name, n = f"{base}#{n}", n + 1
-    taken.add(name)
-    return name
 
 
 def iter_parts(ops: Iterable[Op]) -> Iterator[tuple[Op, Axes]]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.record import call, op_name
+from secateur.graph.calls import op_name
+from secateur.graph.composite import Decomposing
+from secateur.graph.model import call
 from secateur.graph.still import Still
 from secateur.graph.trees import mapped, tensors
 from secateur.graph.valueless import has_values
@@ -79,7 +80,7 @@ class Example:
         return replace(self, args=_double(self.args), kwargs=_double(self.kwargs))
 
 
-class ScalarReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ScalarReads(Decomposing):
     """Counts the truth values and numbers that Python reads from tensors, and turns some of them round.
 
     Args:
@@ -91,11 +92,9 @@ class ScalarReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._turns = turns or {}
         self.reads: list[Any] = []
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute; answer otherwise where asked to."""
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         if op_name(func) not in _READS:
             return out
         self.reads.append(out)

@@ -40,7 +40,7 @@ class Part:
 
 
 class Axes:
-    """The labels of one tensor. A dimension that is in no part is fixed.
+    """The labels of one tensor. A dimension that is in no part is fixed; so is one of size 1.
 
     Attributes:
         shape: Sizes of all dimensions.

@@ -78,6 +78,11 @@ def _rnn_cell(module: nn.Module, inputs: int | None) -> Sizes:
     return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
 
 
+def _prelu(module: nn.Module, inputs: int | None) -> Sizes:
+    assert isinstance(module, nn.PReLU)
+    return {"num_parameters": module.weight.shape[0]}
+
+
 def _attention(module: nn.Module, inputs: int | None) -> Sizes:
     assert isinstance(module, nn.MultiheadAttention)
     out: Sizes = {"embed_dim": module.out_proj.weight.shape[0]}
@@ -100,6 +105,7 @@ _FOLLOWS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[n
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     (nn.RNNBase, _rnn),
     (nn.RNNCellBase, _rnn_cell),
+    (nn.PReLU, _prelu),
     (nn.MultiheadAttention, _attention),
 )
 

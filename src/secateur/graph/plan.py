@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.checkpoint import write_atomic
 from secateur.errors import PlanError
 from secateur.graph.changes import Drop, Edit, Kept, Undo, check_drop, class_name, drop_, edit_, owner_of, slice_
-from secateur.graph.record import owned_tensors
+from secateur.graph.model import owned_tensors
 from secateur.graph.valueless import has_values
 
 FORMAT = 1

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import GraphError
-from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.graph.calls import Call, Products, Rule, only_shape, op_name, written_by
+from secateur.graph.composite import Decomposing
 from secateur.graph.labels import Axes, Labels, Ledger
-from secateur.graph.state import same_randomness
-from secateur.graph.trees import tensors
-from secateur.graph.valueless import fake_mode_of
+from secateur.graph.model import has_storage, owned_tensors
+from secateur.graph.watch import Watch
 from secateur.graph.weak import ByTensor
 
 if TYPE_CHECKING:
@@ -34,7 +29,6 @@ UNTRACED = frozenset(
     }
 )
 """Operators that may come and go between two runs of one forward without meaning anything."""
-
 
 _MOVE_NUMBERS = frozenset(
     f"aten::{name}"
@@ -57,9 +51,6 @@ _USE_NUMBERS = frozenset(
 """Operators whose rules know what to do with numbers, or that only look at shapes."""
 
 _COMPARE = frozenset({"aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge"})
-
-Products = Sequence[Sequence[tuple[Axes, int]]]
-"""Multiply-accumulates: a sum of products of dimension sizes, each dimension given by (axes, dim)."""
 
 
 @dataclass(frozen=True)
@@ -107,179 +98,7 @@ class Op:
     groups: int = 1
 
 
-class Call:
-    """What a rule sees of one operator call: arguments by schema name, the result, and the labels of both."""
-
-    __slots__ = ("_mode", "_outputs", "_tensors", "args", "func", "macs", "name", "out")
-
-    def __init__(
-        self, mode: Recorder, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
-        self._mode = mode
-        self.func = func
-        self.name = op_name(func)
-        self.args = bind(func, args, kwargs)
-        self.out = out
-        self.macs: Products = ()
-        self._tensors = flat_tensors(list(self.args.values()))
-        self._outputs = flat_tensors(out)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.args.get(name)
-
-    @property
-    def ledger(self) -> Ledger:
-        """Where labels are tied."""
-        return self._mode.ledger
-
-    @property
-    def exact(self) -> bool:
-        """Whether statistics over pruned dimensions are forbidden."""
-        return self._mode.exact
-
-    @property
-    def first(self) -> Tensor:
-        """The first tensor argument."""
-        return self._tensors[0]
-
-    @property
-    def result(self) -> Tensor:
-        """The first result."""
-        return self.out[0] if isinstance(self.out, tuple | list) else self.out  # type: ignore[no-any-return]
-
-    @property
-    def number_read(self) -> tuple[int, Labels] | None:
-        """The number of an expert that Python code last read from a tensor, and the labels of all of them."""
-        return self._mode.number_read
-
-    def tensors(self) -> list[Tensor]:
-        """All tensor arguments, in order."""
-        return list(self._tensors)
-
-    def outputs(self) -> list[Tensor]:
-        """All tensor results."""
-        return list(self._outputs)
-
-    def axes(self, tensor: Tensor) -> Axes:
-        """Return the labels of an argument."""
-        return self._mode.axes(tensor)
-
-    def put(self, tensor: Tensor, axes: Axes) -> None:
-        """Label a result."""
-        self._mode.put(tensor, axes)
-
-    def put_fixed(self, tensors: Sequence[Tensor]) -> None:
-        """Label results as fixed in every dimension."""
-        for tensor in tensors:
-            self._mode.put(tensor, Axes(tensor.shape))
-
-    def put_aside(self, tensors: Sequence[Tensor]) -> None:
-        """Label by-products that nothing should be concluded from."""
-        for tensor in tensors:
-            self._mode.put(tensor, Axes(tensor.shape, known=False))
-
-    def freeze(self) -> None:
-        """Fix everything that the call touches."""
-        for tensor in self.tensors():
-            self.ledger.freeze_all(self.axes(tensor))
-        self.put_fixed(self.outputs())
-
-
-Rule = Callable[[Call], None]
-
-
-@lru_cache(maxsize=4096)
-def op_name(func: torch._ops.OpOverload) -> str:
-    """Return ``"aten::add"`` for ``aten.add_.Tensor``: in-place and out-of-place do the same to labels."""
-    name = func._schema.name
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def bind(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Name the arguments after the operator's schema, defaults included."""
-    out: dict[str, Any] = {}
-    for i, (name, default) in enumerate(_arguments(func)):
-        if i < len(args):
-            out[name] = args[i]
-        elif name in kwargs:
-            out[name] = kwargs[name]
-        elif default is not None:
-            out[name] = default[0]
-    return out
-
-
-@lru_cache(maxsize=4096)
-def _arguments(func: torch._ops.OpOverload) -> list[tuple[str, tuple[Any] | None]]:
-    """Return the name of each argument of an operator, and its default if it has one."""
-    return [
-        (argument.name, (argument.default_value,) if argument.has_default_value() else None)
-        for argument in func._schema.arguments
-        if not argument.is_out
-    ]
-
-
-@lru_cache(maxsize=4096)
-def _written(func: torch._ops.OpOverload) -> list[tuple[int, str]]:
-    """Return place and name of the arguments that an operator writes to."""
-    return [
-        (i, argument.name)
-        for i, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-
-
-def flat_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors among the arguments or results of an operator, which come in plain containers only."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in flat_tensors(v)] if isinstance(value, list | tuple) else []
-
-
-_ESCAPES: dict[Any, str] = {
-    Tensor.tolist: "tolist()",
-    Tensor.numpy: "numpy()",
-    Tensor.__array__: "numpy",
-    Tensor.__dlpack__: "dlpack",
-    Tensor.data_ptr: "data_ptr()",
-    Tensor.untyped_storage: "untyped_storage()",
-    Tensor.storage: "storage()",
-}
-
-
-class Watch(TorchFunctionMode):
-    """Watches calls that no operator shows: values that leave for Python, and sizes that become values.
-
-    Args:
-        escape: Called with a tensor that Python reads; returns the values it should see.
-        sized: Called where the size of a dimension is used as a value: tensor, dimension, reason.
-    """
-
-    def __init__(
-        self, escape: Callable[[Tensor, str], Tensor], sized: Callable[[Tensor, int, str], None] | None = None
-    ) -> None:
-        super().__init__()
-        self._escape, self._sized = escape, sized
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Note, then call."""
-        kwargs = kwargs or {}
-        how = _ESCAPES.get(func)
-        if how is not None and args:
-            return func(self._escape(args[0], how), *args[1:], **kwargs)
-        if self._sized is not None and func is torch.nn.functional.scaled_dot_product_attention:
-            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-            bound = {**dict(zip(names, args, strict=False)), **kwargs}
-            if bound.get("scale") is None:
-                for name in ("query", "key"):
-                    self._sized(bound[name], -1, "attention without a given scale reads the head size")
-        return func(*args, **kwargs)
-
-
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(Decomposing):
     """Watches operators and passes labels from their arguments to their results.
 
     Args:
@@ -368,6 +187,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Label a tensor."""
         if axes.shape != tuple(tensor.shape):
             raise AssertionError(f"labels of shape {axes.shape} for a tensor of shape {tuple(tensor.shape)}")
+        for part in [p for p in axes.parts if p.labels.size == 1]:  # one index by itself, as where one is selected
+            axes.parts.remove(part)
+            axes.owed.append((part.labels, self.ledger.where))
         self._axes[tensor] = axes
 
     def note(self, other: Recorder) -> None:
@@ -415,7 +237,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         for tensor in written_by(func, args, kwargs):
             index = self._owner.get(tensor.untyped_storage()._cdata, -1) if has_storage(tensor) else -1
-            if index >= 0 and not _only_shape(func):
+            if index >= 0 and not only_shape(func):
                 module = (self.stack and self.stack[-1]) or "the model"
                 raise GraphError(
                     f"{module} changes {self.leaves[index].name} in place ({op_name(func)}) in its forward: "
@@ -426,11 +248,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Compute the operator."""
         return func(*args, **kwargs)
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute, then label."""
-        kwargs = kwargs or {}
         self.refuse_writes(func, args, kwargs)
         out = self.run(func, args, kwargs)
         self.label(func, args, kwargs, out)
@@ -458,7 +277,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.where += " is an operator without a rule"
             call.freeze()
         else:
-            rule(call)
+            self._apply(rule, call)
         if any(axes.numbers is not None for axes in inputs):
             self._follow_numbers(call, inputs)
         for tensor, before in written:
@@ -467,6 +286,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = [self.axes(t) for t in call.outputs()]
             groups = int(call.args.get("groups") or 1) if call.macs else 1
             self.ops.append(Op(call.name, module, inputs, outputs, leaves, call.macs, groups))
+
+    def _apply(self, rule: Rule, call: Call) -> None:
+        """Apply a rule; one that fails is reported as such, not as a failure of the model."""
+        try:
+            rule(call)
+        except GraphError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors())
+            raise GraphError(
+                f"{self.ledger.where}: the rule for this operator fails on tensors of shape {shapes or 'none'}: "
+                f"{type(error).__name__}: {str(error)[:200]}. The rule is at fault, not the model: report it, or "
+                "register another one (secateur.graph.rules.rule)"
+            ) from error
 
     def _follow_numbers(self, call: Call, inputs: Sequence[Axes]) -> None:
         """Pass numbers of experts on where elements only move; fix the experts where numbers are computed with."""
@@ -497,96 +330,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.ledger.freeze(part.labels)
 
 
-def _only_shape(func: torch._ops.OpOverload) -> bool:
-    """Whether an in-place operator changes how a tensor is seen, not its values."""
-    return torch.Tag.inplace_view in func.tags
-
-
 def copy_of(axes: Axes) -> Axes:
     """Return the axes as they are now; rules drop parts from them."""
     return Axes(axes.shape, axes.parts)
-
-
-def written_by(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensor arguments that an operator writes to."""
-    return [t for i, name in _written(func) for t in flat_tensors(args[i] if i < len(args) else kwargs.get(name))]
-
-
-def has_storage(tensor: Tensor) -> bool:
-    """Whether a tensor has a storage of its own (sparse and wrapped ones have none)."""
-    try:
-        tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return False
-    return True
-
-
-def owned_tensors(model: nn.Module) -> Iterator[tuple[list[str], Tensor, str]]:
-    """Yield every parameter, buffer and plain tensor attribute once, with all the names it goes by."""
-    names: dict[int, list[str]] = {}
-    found: dict[int, tuple[Tensor, str]] = {}
-    for path, module in model.named_modules(remove_duplicate=True):
-        places: list[tuple[str, Tensor | None, str]] = [
-            *((n, t, "parameter") for n, t in module._parameters.items()),
-            *((n, t, "buffer") for n, t in module._buffers.items()),
-            *((n, t, "tensor") for n, t in vars(module).items() if isinstance(t, Tensor)),
-        ]
-        for name, tensor, kind in places:
-            if isinstance(tensor, Tensor):
-                names.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
-                found.setdefault(id(tensor), (tensor, kind))
-    for key, (tensor, kind) in found.items():
-        yield names[key], tensor, kind
-
-
-@contextmanager
-def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep ``stack`` up to date with the qualified names of the modules whose forward is running."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, _args: Any) -> None:
-        stack.append(names.get(id(module), stack[-1] if stack else ""))
-
-    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
-        if stack:
-            stack.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        stack.clear()
-
-
-@contextmanager
-def quiet_forward(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Run the model's forward without gradients, in eval (or train) mode, leaving flags and random state as found."""
-    with ExitStack() as context:
-        context.enter_context(evaluation_mode_of(model))
-        if training:
-            for module in model.modules():
-                module.training = True
-        context.enter_context(fake_mode_of(model))
-        context.enter_context(torch.no_grad())
-        context.enter_context(attention_fast_path(enabled=False))
-        context.enter_context(same_randomness(model))
-        for kind in ("cpu", "cuda"):  # casts of an outer autocast would come between what is recorded and compared
-            if torch.is_autocast_enabled(kind):
-                context.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the forward; a failure of the user's own code is reported as such."""
-    try:
-        return model(*args, **kwargs)
-    except (GraphError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors((args, kwargs)))
-        raise GraphError(
-            f"the model's own forward fails on the example inputs (tensors of shape {shapes or 'none'}): "
-            f"{type(error).__name__}: {str(error)[:300]}. Give inputs that model(*inputs) accepts"
-        ) from error

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import GraphError
+from secateur.errors import GraphError, PlanError
+from secateur.graph.calls import op_name
 from secateur.graph.changes import Edit, Undo, edit_
+from secateur.graph.composite import Decomposing
 from secateur.graph.coupling import Coupling, iter_parts
 from secateur.graph.examples import copies
-from secateur.graph.record import UNTRACED, op_name, quiet_forward
+from secateur.graph.model import quiet_forward
+from secateur.graph.record import UNTRACED
 from secateur.graph.state import preserved
 
 _LAYOUT = frozenset({"aten::clone", "aten::view", "aten::_unsafe_view", "aten::_reshape_alias"})
@@ -47,7 +49,7 @@ class ShapeMismatchError(RuntimeError):
     """An operator of the pruned forward gave another shape than predicted."""
 
 
-class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ShapeCheck(Decomposing):
     """Compares the shape of every result with the predicted one, as long as the same operators run.
 
     Args:
@@ -61,11 +63,9 @@ class ShapeCheck(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ran = 0
         self.aligned = True
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute and compare."""
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         name = op_name(func)
         self.ran += name not in UNTRACED
         if name in UNTRACED or not self.aligned:
@@ -224,8 +224,12 @@ class Repair:
 
     def _try(self, edits: list[Edit], failure: Failure) -> Failure | None:
         mark = self.undo.count
-        for edit in edits:
-            edit_(self.model, edit, self.undo)
+        try:
+            for edit in edits:
+                edit_(self.model, edit, self.undo)
+        except PlanError:  # what looks like a size is worked out afresh at every look, by a property
+            self.undo.revert(mark)
+            return failure
         result = self.run()
         if result is not None and not _is_progress(failure, result):
             self.undo.revert(mark)
@@ -265,7 +269,7 @@ class Repair:
                 value = vars(owner)[name]
                 yield from self._edits(module, name, value)
                 if hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type):
-                    for inner in names:
+                    for inner in _names_in(frame.f_code, type(value)):
                         held = getattr(value, inner, None) if not inner.startswith("__") else None
                         yield from self._edits(module, f"{name}.{inner}", held)
             elif id(owner._modules.get(name)) in self.names:

@@ -15,8 +15,9 @@ from secateur.graph.changes import Drop, Edit, Undo, class_name
 from secateur.graph.compare import compare, says_nothing
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways, unseen
 from secateur.graph.labels import Axes
+from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.plan import Plan, digest, silence
-from secateur.graph.record import Leaf, owned_tensors, quiet_forward
+from secateur.graph.record import Leaf
 from secateur.graph.state import preserved
 from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe

@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Edit, Undo, class_name, edit_, slice_
 from secateur.graph.compare import compare, says_nothing, tolerated
-from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling, Trace, Unit, trace
+from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling
 from secateur.graph.examples import Example, other_batches, unseen
+from secateur.graph.groups import Unit
+from secateur.graph.ladder import Ladder
+from secateur.graph.model import quiet_forward
 from secateur.graph.native import native_edits
 from secateur.graph.plan import Plan, digest, silence
-from secateur.graph.record import quiet_forward
-from secateur.graph.repair import Failure, Repair
+from secateur.graph.repair import Repair
 from secateur.graph.rules import RULES, Rules
 from secateur.graph.state import preserved
+from secateur.graph.trace import Trace, trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import all_have_values
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
@@ -97,7 +100,7 @@ def shrink(  # noqa: PLR0913
     recorded = recorded or trace(model, [first], exact=exact, rules=rules)
     meta = not all_have_values(leaf.tensor for leaf in recorded.leaves)
     mark = digest(model) if weights else ""
-    ladder = _Ladder(model)
+    ladder = Ladder(model)
     if linked:
         splitting = {where.partition(": ")[0] for _, where in recorded.ledger.blocks}
         ladder.constraints.equal.update(dict.fromkeys(sorted(splitting), "widths are kept uniform"))
@@ -289,54 +292,6 @@ def _gap(
         return float("inf"), 0.0
 
 
-class _Ladder:
-    """Adds constraints where a plan failed: equal sizes, fixed splits, all of a kind of module, then its parent."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._modules = dict(model.named_modules())
-        self.constraints = Constraints()
-        self._rungs = self.constraints.equal, self.constraints.splits, self.constraints.whole
-        self.reasons: dict[str, str] = {}
-        self.last = ""
-
-    def climb_from(self, failure: Failure, repair: Repair) -> None:
-        """Constrain where a forward stopped."""
-        self.climb(next(iter(failure.module(repair.names)), ""), failure.message)
-
-    def climb(self, module: str, why: str) -> None:
-        """Add the next constraint for a module and others of its class: all, or after the first those of its size.
-
-        PyTorch's own layers follow their weights: it is the module around them whose code is in the way.
-
-        Raises:
-            GraphError: When everything is constrained already.
-        """
-        while module and type(self._modules[module]).__module__.startswith("torch.nn.modules."):
-            module = module.rpartition(".")[0]
-        self.last = f"{module or 'the model itself'}: {why}"
-        while True:
-            kind = type(self._modules[module])
-            name = class_name(self._modules[module])
-            alike = [n for n, m in self._modules.items() if type(m) is kind]
-            reason = f"{module or 'the model'} ({kind.__name__}): {why}"
-            rung = next((r for r in self._rungs if module not in r), None)
-            if rung is not None:
-                if rung is not self._rungs[0]:
-                    alike = [n for n in alike if self._sizes(n) == self._sizes(module)]
-                rung.update(dict.fromkeys(alike, reason))
-                break
-            if not module:
-                raise GraphError(
-                    f"{class_name(self._model)} cannot be pruned structurally: {self.last}. Nothing was changed"
-                )
-            module = module.rpartition(".")[0]
-        self.reasons[name] = reason
-
-    def _sizes(self, module: str) -> list[tuple[str, tuple[int, ...]]]:
-        return [(name, tuple(tensor.shape)) for name, tensor in self._modules[module].named_parameters()]
-
-
 def merge(edits: Sequence[Edit]) -> list[Edit]:
     """Join successive edits of one attribute."""
     out: dict[tuple[str, str], Edit] = {}
@@ -406,47 +361,6 @@ def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
         + "; ".join(lines or ["the model has no parameters"])
         + (f". Operators without a rule: {unknown}" if unknown else "")
     )
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Refuse what cannot be sliced.
-
-    Raises:
-        GraphError: For wrapped, compiled, quantised or parameterless models; says what to do.
-    """
-    kind = type(model)
-    name = class_name(model)
-    if not isinstance(model, nn.Module):
-        raise GraphError(f"expected a torch.nn.Module, got {kind.__name__}")
-    if kind.__name__ in {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}:
-        raise GraphError(f"the model is wrapped in {kind.__name__}: prune model.module first, then wrap it")
-    if name == "torch._dynamo.eval_frame.OptimizedModule":
-        raise GraphError("the model is compiled: prune model._orig_mod first, then compile it")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise GraphError("the model is a ScriptModule, whose sizes are baked in: prune the nn.Module it was made from")
-    if isinstance(model, torch.fx.GraphModule) and "export" in name:
-        raise GraphError("the model is an exported program: prune the nn.Module it was made from")
-    for path, module in model.named_modules():
-        _refuse_module(path or "the model", module)
-    for path, parameter in model.named_parameters():
-        _refuse_parameter(path, parameter)
-
-
-def _refuse_module(path: str, module: nn.Module) -> None:
-    where = type(module).__module__
-    if ".quantized" in where or ".ao.nn" in where or "torchao" in where or "bitsandbytes" in where:
-        raise GraphError(f"{path} is a quantised {type(module).__name__}: prune first, then quantise")
-    if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
-        raise GraphError(f"{path} is sharded (FSDP): prune first, then shard")
-
-
-def _refuse_parameter(path: str, parameter: nn.Parameter) -> None:
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise GraphError(f"{path} has no shape yet (a lazy module): run one forward first")
-    if type(parameter.data) is not Tensor and not isinstance(parameter.data, torch._subclasses.FakeTensor):
-        raise GraphError(f"{path} is a {type(parameter.data).__name__}: prune before sharding or quantising")
-    if parameter.is_quantized or not (parameter.is_floating_point() or parameter.is_complex()):
-        raise GraphError(f"{path} has dtype {parameter.dtype}: prune the floating-point model, then quantise")
 
 
 __all__ = ["Choice", "Shrunk", "replay", "shrink"]

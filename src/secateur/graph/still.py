@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.record import bind, op_name
+from secateur.graph.calls import bind, op_name
+from secateur.graph.composite import Decomposing
 
 _Bound = dict[str, Any]
 
 
-class Still(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Still(Decomposing):
     """Replaces random numbers by one number in the middle of their range, and dropout by keeping everything.
 
     Which neurons are dropped means nothing; a pruned model draws other noise than the dense one, and only what is made
@@ -24,11 +24,8 @@ class Still(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute, without chance."""
-        kwargs = kwargs or {}
         name = op_name(func)
         if name in _CALM and not any(argument.is_out for argument in func._schema.arguments):
             return _CALM[name](bind(func, args, kwargs), func._schema.is_mutable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,28 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.errors import GraphError
+from secateur.graph.calls import bind, flat_tensors, op_name
 from secateur.graph.changes import Kept
+from secateur.graph.compact import COMPACT
 from secateur.graph.compare import tolerated
+from secateur.graph.composite import Decomposing
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes, Labels, Ledger
+from secateur.graph.model import has_storage, module_stack, quiet_forward
 from secateur.graph.outputs import fixed_outputs
-from secateur.graph.record import (
-    Leaf,
-    Recorder,
-    Watch,
-    bind,
-    flat_tensors,
-    has_storage,
-    module_stack,
-    op_name,
-    quiet_forward,
-)
+from secateur.graph.record import Leaf, Recorder
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
 from secateur.graph.values import LOOKUP, Float64, Probe, in_float64
+from secateur.graph.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -155,11 +148,11 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
             return rows
         new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
         name = op_name(func)
-        if name in _COMPACT:
+        if name in COMPACT:
             bound = bind(func, new_args, new_kwargs)
             kept = self._kept(flat_tensors((args, kwargs))[0])
             if kept:
-                out = _COMPACT[name](func, bound, kept)
+                out = COMPACT[name](func, bound, kept)
                 if out is not None:
                     self.normalised[name] = self.normalised.get(name, 0) + 1
                     return out
@@ -181,7 +174,7 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
         return out
 
 
-class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Small(Decomposing):
     """Runs the pruned model on the same float64 values.
 
     Args:
@@ -239,15 +232,13 @@ class Small(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._buffers[index] = value = value.clone()
         return value
 
-    def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute in float64."""
         if op_name(func) == LOOKUP:
             index = self._find(args[0])
             if index >= 0 and not self._probe.changed(index) and self._leaves[index].kind != "buffer":
-                return self._values.look_up(func, self._held[index], args, kwargs or {}, self._leaf_value)
-        new_args, new_kwargs = self._values.promote(func, args, kwargs or {}, self._leaf_value)
+                return self._values.look_up(func, self._held[index], args, kwargs, self._leaf_value)
+        new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
         return compute(func, new_args, new_kwargs)
 
 
@@ -309,128 +300,3 @@ def run_small(
             out = example.double().run(model)
         outputs.append(fixed_outputs(out))
     return outputs
-
-
-# -- statistics over kept channels
-
-_Compact = Callable[[Any, dict[str, Any], dict[int, Tensor]], Any]
-
-
-def _select(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    for dim, index in dims.items():
-        tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor
-
-
-def _spread(small: Tensor, dims: Mapping[int, Tensor], shape: Sequence[int]) -> Tensor:
-    """Put kept channels back in their places, zeros elsewhere."""
-    for dim, index in dims.items():
-        full = list(small.shape)
-        full[dim] = shape[dim]
-        small = small.new_zeros(full).index_copy(dim, index.to(small.device), small)
-    return small
-
-
-def _reduced_dims(bound: dict[str, Any], rank: int) -> set[int]:
-    dim = bound.get("dim")
-    if dim is None or (isinstance(dim, list | tuple) and not dim):
-        return set(range(rank))
-    return {d % rank for d in (dim if isinstance(dim, list | tuple) else [dim])}
-
-
-def _compact_reduction(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    first = next(iter(bound))
-    x = bound[first]
-    dims = {d: i for d, i in kept.items() if d in _reduced_dims(bound, x.dim())}
-    return func(**{**bound, first: _select(x, dims)}) if dims else None
-
-
-def _compact_layer_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    x, shape = bound["input"], list(bound["normalized_shape"])
-    low = x.dim() - len(shape)
-    dims = {d: i for d, i in kept.items() if d >= low}
-    if not dims:
-        return None
-    small = _select(x, dims)
-    inner = {d - low: i for d, i in dims.items()}
-    new = dict(bound, input=small, normalized_shape=list(small.shape[low:]))
-    for name in ("weight", "bias"):
-        if isinstance(bound.get(name), Tensor):
-            new[name] = _select(bound[name], inner)
-    out = func(**new)
-    if isinstance(out, Tensor):
-        return _spread(out, dims, x.shape)
-    return (_spread(out[0], dims, x.shape), *out[1:])
-
-
-def _compact_group_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    x = bound["input"]
-    dims = {d: i for d, i in kept.items() if d == 1}
-    if not dims:
-        return None
-    small = _select(x, dims)
-    new = dict(bound, input=small, C=small.shape[1])
-    for name in ("weight", "bias"):
-        if isinstance(bound.get(name), Tensor):
-            new[name] = _select(bound[name], {0: dims[1]})
-    out = func(**new)
-    return (_spread(out[0], dims, x.shape), *out[1:])
-
-
-def _compact_batch_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    if not (bound.get("training") or bound.get("running_mean") is None):
-        return None
-    x = bound["input"]
-    dims = {d: i for d, i in kept.items() if d != 1}
-    if not dims:
-        return None
-    out = func(**dict(bound, input=_select(x, dims)))
-    return (_spread(out[0], dims, x.shape), *out[1:])
-
-
-def _compact_shares(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    # An expert that is gone has no share.
-    first = next(iter(bound))
-    x = bound[first]
-    dims = {d: i for d, i in kept.items() if d == bound["dim"] % x.dim()}
-    return _spread(func(**{**bound, first: _select(x, dims)}), dims, x.shape) if dims else None
-
-
-def _compact_topk(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    x = bound["self"]
-    dims = {d: i for d, i in kept.items() if d == bound["dim"] % x.dim()}
-    if not dims:
-        return None
-    values, places = func(**dict(bound, self=_select(x, dims)))
-    return values, next(iter(dims.values())).to(places.device)[places]
-
-
-def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
-    # A removed row has norm 0, and 0/0 where the kept ones are wanted.
-    dim = bound["dim"] % bound["v"].dim()
-    if dim not in kept:
-        return None
-    rows = {dim: kept[dim]}
-    out = func(_select(bound["v"], rows), _select(bound["g"], rows), bound["dim"])
-    return (_spread(out[0], rows, bound["v"].shape), out[1])
-
-
-_COMPACT: dict[str, _Compact] = {
-    **dict.fromkeys(
-        ("aten::mean", "aten::var", "aten::std", "aten::var_mean", "aten::std_mean",
-         "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
-    **dict.fromkeys(("aten::_softmax", "aten::softmax", "aten::_safe_softmax"), _compact_shares),
-    "aten::topk": _compact_topk,
-    "aten::native_layer_norm": _compact_layer_norm,
-    "aten::_fused_rms_norm": _compact_layer_norm,
-    "aten::rms_norm": _compact_layer_norm,
-    "aten::native_group_norm": _compact_group_norm,
-    "aten::native_batch_norm": _compact_batch_norm,
-    "aten::_native_batch_norm_legit": _compact_batch_norm,
-    "aten::_weight_norm_interface": _compact_weight_norm,
-}  # fmt: skip
-
-
-def refuse(message: str) -> GraphError:
-    """Return the error of a failed proof."""
-    return GraphError(message)

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from secateur.graph.changes import Undo
 from secateur.graph.examples import Example
 from secateur.graph.labels import Axes
+from secateur.graph.model import module_stack, quiet_forward
 from secateur.graph.plan import Plan
-from secateur.graph.record import Leaf, module_stack, quiet_forward
+from secateur.graph.record import Leaf
 from secateur.graph.rules import Rules
 from secateur.graph.state import preserved
 from secateur.graph.values import Probe, in_float64

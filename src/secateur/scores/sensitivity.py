@@ -13,8 +13,6 @@ from secateur.types import GroupView, Stats
 
 Outputs = Literal["logits", "values"]
 
-_TINY = 1e-300
-
 
 @dataclass(frozen=True)
 class Sensitivity:

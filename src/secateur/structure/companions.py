@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateur.graph.coupling import Coupling, Member, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
+from secateur.graph.groups import Member
+from secateur.graph.trace import trace
 from secateur.prunable import Found
 from secateur.structure.inputs import split_inputs
 from secateur.structure.views import role_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.graph.changes import Drop, Edit, Undo, edit_
 from secateur.graph.examples import copies
-from secateur.graph.record import quiet_forward
+from secateur.graph.model import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
 from secateur.graph.valueless import all_have_values

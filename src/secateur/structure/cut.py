@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.graph.choose import Removed
-from secateur.graph.coupling import Coupling, Group
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Group
 from secateur.structure.views import rows_of
 from secateur.types import GroupView, Masks, MemberView, Stats, Tensors
 

@@ -19,8 +19,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur.errors import MissingStatsError, PlanError
 from secateur.forward import call_model
 from secateur.graph.changes import class_name, slice_tensor
+from secateur.graph.model import owned_tensors
 from secateur.graph.plan import Plan
-from secateur.graph.record import owned_tensors
 from secateur.stats.activations import collect_inputs, watched
 from secateur.structure.fold_into import Forward, destinations, shift_
 from secateur.structure.readers import is_layer

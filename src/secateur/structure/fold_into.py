@@ -56,7 +56,7 @@ def _followed_by(small: nn.Module, names: Iterable[str], batch: Any, forward: Fo
     for name, norm in small.named_modules():
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             taken[name] = []
-            handles.append(norm.register_forward_pre_hook(lambda m, args, n=name: taken[n].append(args[0])))
+            handles.append(norm.register_forward_pre_hook(lambda m, args, n=name: taken[n].extend(args[:1])))
     try:
         with evaluation_mode_of(small), attention_fast_path(enabled=False):
             forward(small, batch)

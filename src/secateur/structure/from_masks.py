@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import WeightError
-from secateur.graph.coupling import Coupling, Group
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Group
 from secateur.graph.plan import Plan
 from secateur.structure.views import role_of, rows_of
 from secateur.types import Tensors

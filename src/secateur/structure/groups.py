@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from secateur.graph.blocks import find_stacks
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
-from secateur.graph.shrink import refuse_unsupported
+from secateur.graph.trace import trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.structure.inputs import split_inputs
 from secateur.structure.report import explain

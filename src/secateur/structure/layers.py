@@ -12,14 +12,14 @@ from secateur.allocate import Global
 from secateur.errors import GraphError, TargetError
 from secateur.graph.blocks import Block, Stack, find_stacks
 from secateur.graph.changes import Undo
-from secateur.graph.coupling import Trace, trace
 from secateur.graph.examples import Example
 from secateur.graph.plan import Plan
 from secateur.graph.shorten import blocks_of, replay_shortened, shorten
-from secateur.graph.shrink import refuse_unsupported
+from secateur.graph.trace import Trace, trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.verify import Proof
 from secateur.method import Method
-from secateur.prunable import matches
+from secateur.prunable import check_patterns, matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
@@ -65,11 +65,15 @@ def plan_and_shorten(
     Raises:
         GraphError: When no block can go, or the result could not be proven.
         TargetError: When the target is out of reach; gives the limit.
+        WeightError: When a filter matches no block.
     """
     refuse_unsupported(model)
     args, kwargs = split_inputs(example_inputs)
     example = Example(args, kwargs)
     stacks, refused = find_stacks(model, example)
+    if stacks:
+        names = [block.name for stack in stacks for block in stack.blocks]
+        check_patterns((*method.include, *method.exclude), [*names, *refused], "block")
     stacks, skipped = _filtered(model, method, stacks)
     if not stacks:
         reasons = "; ".join(f"{n}: {why}" for n, why in list({**refused, **skipped}.items())[:4])

@@ -13,13 +13,15 @@ from torch import nn
 from secateur.allocate import Layerwise
 from secateur.errors import GraphError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed, Unreachable, bundles, meet
-from secateur.graph.coupling import Coupling, Unit
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Unit
 from secateur.graph.plan import Plan
-from secateur.graph.shrink import Shrunk, refuse_unsupported, shrink
+from secateur.graph.shrink import Shrunk, shrink
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
-from secateur.prunable import matches
+from secateur.prunable import check_patterns, matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
@@ -92,6 +94,7 @@ def make_plan(
         GraphError: When nothing can be pruned, or no plan could be proven.
         MissingStatsError: When the score needs data or a loss, and there are none.
         TargetError: When the target is out of reach; gives the limit.
+        WeightError: When a filter matches nothing, or a weight is not finite.
     """
     how = Structural(align, uniform, exact)
     with outside_fake_mode():
@@ -121,6 +124,8 @@ def plan_and_shrink(
     if isinstance(method.pattern, Expert):
         how = replace(how, align=1)  # how many experts there are is no width of any product
     refuse_unsupported(model)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    check_patterns((*method.include, *method.exclude), names, "parameter")
     args, kwargs = split_inputs(example_inputs)
     chooser = Chooser(model, method, how, loss_fn, batches)
     before = {name: tuple(p.shape) for name, p in model.named_parameters()}

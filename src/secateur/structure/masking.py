@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import CheckpointError, PatternError, RecipeError, TargetError, WeightError, nearest
+from secateur.errors import CheckpointError, PatternError, RecipeError, TargetError
 from secateur.graph.choose import Removed
-from secateur.graph.coupling import Coupling, trace
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
-from secateur.graph.shrink import refuse_unsupported, shrink
+from secateur.graph.shrink import shrink
+from secateur.graph.trace import trace
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.method import Method
 from secateur.patterns import Channel
-from secateur.prunable import Found, check_storage, derived_weights, matches
+from secateur.prunable import Found, check_patterns, check_storage, derived_weights
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches, check_needs
 from secateur.structure.cut import Cut, removed_by
@@ -128,10 +130,7 @@ class UnitMasking:
     def _check_filters(self, coupling: Coupling) -> None:
         parameters = (leaf for leaf in coupling.trace.leaves if leaf.kind == "parameter")
         names = [name for leaf in parameters for name in leaf.names]
-        for pattern in (*self._method.include, *self._method.exclude):
-            if not any(matches(name, [pattern]) for name in names):
-                known = {name.rpartition(".")[0] or name for name in names}
-                raise WeightError(f"the pattern {pattern!r} matches no parameter; {nearest(pattern, known)}")
+        check_patterns((*self._method.include, *self._method.exclude), names, "parameter")
 
     def _reached(self) -> Found:
         """Describe every parameter that some group has a place in."""

@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateur.errors import PlanError
+from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
-from secateur.graph.coupling import trace
 from secateur.graph.examples import Example, unseen
 from secateur.graph.labels import Axes
+from secateur.graph.model import owned_tensors, quiet_forward
+from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Plan
-from secateur.graph.record import Leaf, owned_tensors
+from secateur.graph.record import Leaf
 from secateur.graph.rules import RULES
 from secateur.graph.shorten import blocks_of, prove_bypassed
+from secateur.graph.state import preserved
+from secateur.graph.trace import trace
+from secateur.graph.trees import tensors
+from secateur.graph.valueless import all_have_values, outside_fake_mode
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
 from secateur.structure.inputs import split_inputs
@@ -28,8 +33,8 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
     """Compare a shrunk model with the dense one whose pruned weights are zero, in float64, on two inputs.
 
     Where whole blocks are gone, the dense model bypasses them. Statistics of normalisation layers run over the kept
-    channels in both. The second input has the shapes of the
-    first and other values.
+    channels in both. The second input has the shapes of the first and other values; it is left out where the dense
+    model refuses it. Models without values (on the meta device, and fake ones) are compared by shapes.
 
     Args:
         dense: The model as it was before.
@@ -52,8 +57,16 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
         raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
     args, kwargs = split_inputs(example_inputs)
     example = Example(args, kwargs)
-    if plan.drops:
-        return prove_bypassed(dense, small, example, blocks_of(dense, plan, example))
+    with outside_fake_mode():
+        if not all_have_values([*dense.parameters(), *small.parameters()]):
+            return _by_shapes(dense, small, example, plan)
+        if plan.drops:
+            return prove_bypassed(dense, small, example, blocks_of(dense, plan, example))
+        return _by_values(dense, small, example, plan)
+
+
+def _by_values(dense: nn.Module, small: nn.Module, example: Example, plan: Plan) -> Proof:
+    """Compare outputs on the example, the branches that it does not take, and an input of other values."""
     recorded = trace(dense, [example])
     removed = np.zeros(recorded.ledger.count, dtype=bool)
     for leaf in recorded.leaves:
@@ -63,13 +76,46 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
                 gone = np.ones(leaf.axes.shape[dim], dtype=bool)
                 gone[kept] = False
                 removed[part.labels[gone]] = True
-    examples = [*recorded.examples, unseen(example)]
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves], distinct=False)
-    reference, normalised, _ = run_reference(dense, examples, recorded.leaves, removed, probe, RULES)
+    examples: list[Example] = []
+    reference: list[list[Any]] = []
+    normalised: dict[str, int] = {}
+    made_up = unseen(example)
+    for tried in (*recorded.examples, made_up):
+        try:
+            (outputs,), counts, _ = run_reference(dense, [tried], recorded.leaves, removed, probe, RULES)
+        except GraphError:
+            if tried is not made_up and not tried.turns:
+                raise
+            continue  # a guard that raises is no branch, and some models refuse made-up inputs
+        examples.append(tried)
+        reference.append(outputs)
+        normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
     leaves = [Leaf(tuple(names), tensor, Axes(tensor.shape), kind) for names, tensor, kind in owned_tensors(small)]
     own = Probe([leaf.tensor.detach() for leaf in leaves], distinct=False)
     difference, scale = compare(reference, run_small(small, examples, leaves, {}, own), plan.resized)
     return Proof(difference, scale, len(examples), normalised)
+
+
+def _by_shapes(dense: nn.Module, small: nn.Module, example: Example, plan: Plan) -> Proof:
+    """Compare what can be compared of models without values.
+
+    Raises:
+        PlanError: When a tensor of the small model has not the shape that the plan gives it.
+        GraphError: When the outputs have other shapes.
+    """
+    own = {n: tuple(t.shape) for names, t, _ in owned_tensors(small) for n in names}
+    for name, dims in plan.kept.items():
+        wanted = tuple(len(dims[d]) if d in dims else size for d, size in enumerate(plan.shapes[name]))
+        if own.get(name) != wanted:
+            raise PlanError(f"{name} of the shrunk model has shape {own.get(name)}, the plan leaves {wanted}")
+    shapes = []
+    for model in (dense, small):
+        with preserved(model), quiet_forward(model):
+            shapes.append([tuple(t.shape) for t in tensors(fixed_outputs(example.run(model)))])
+    if shapes[0] != shapes[1]:
+        raise GraphError(f"the shrunk model gives outputs of shapes {shapes[1]}, the dense one {shapes[0]}")
+    return Proof(0.0, 0.0, 0, {}, "shapes")
 
 
 def _only(plans: tuple[Plan, ...]) -> Plan:

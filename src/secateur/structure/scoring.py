@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateur.errors import SelectionError
 from secateur.graph.choose import Removed
-from secateur.graph.coupling import Coupling, Group
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Group
 from secateur.graph.valueless import all_have_values
 from secateur.method import check_finite
 from secateur.patterns import Channel

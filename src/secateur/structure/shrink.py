@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Undo
 from secateur.graph.plan import Plan
-from secateur.graph.shrink import Shrunk, refuse_unsupported, replay, shrink
+from secateur.graph.shrink import Shrunk, replay, shrink
+from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
@@ -68,6 +69,7 @@ def shrink_(  # noqa: PLR0913  # one verb; everything after the inputs is option
         GraphError: When nothing can be pruned, or the result could not be proven.
         PlanError: When a plan does not fit the model, or the optimizer's state cannot be cut.
         TargetError: When the target is out of reach.
+        WeightError: When a filter matches nothing, a weight is not finite, or a mask fits no parameter.
 
     Example:
         >>> import torch

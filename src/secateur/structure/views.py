@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.graph.coupling import Coupling, Group, Member
+from secateur.graph.coupling import Coupling
+from secateur.graph.groups import Group, Member
 from secateur.types import GroupView, MemberView
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from secateur.graph.record import Call, Rule, op_name
+from secateur.graph.calls import Call, Rule, op_name
 
 
 class Rules:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.graph.record import Call
+from secateur.graph.calls import Call
 from secateur.graph.rules._registry import rule
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.graph.calls import Call
 from secateur.graph.labels import Axes, Part
-from secateur.graph.record import Call
 from secateur.graph.rules._registry import elementwise, rule
 
 rule(
@@ -99,7 +99,7 @@ def shares(call: Call) -> None:
     call.put(call.result, Axes(call.result.shape, axes.parts))
 
 
-@rule("cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "_log_softmax", "log_softmax", "renorm")
+@rule("cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort", "_log_softmax", "log_softmax")
 def along_one(call: Call) -> None:
     """Every result along one dimension depends on all or on the earlier inputs."""
     dim = call["dim"]

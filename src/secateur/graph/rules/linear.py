@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from secateur.graph.calls import Call
 from secateur.graph.labels import Axes, Labels, Ledger, Part
-from secateur.graph.record import Call
 from secateur.graph.rules._registry import rule
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from secateur.graph.calls import Call
 from secateur.graph.labels import Axes
-from secateur.graph.record import Call
 from secateur.graph.rules._registry import rule
 
 
@@ -112,3 +112,15 @@ def weight_norm(call: Call) -> None:
     call.ledger.same(axes, dim, gain, dim)
     call.put(call.result, axes)
     _statistics(call)
+
+
+@rule("renorm")
+def renorm(call: Call) -> None:
+    """Every slice along one dimension is scaled down to a largest norm, which runs over all the others."""
+    axes = call.axes(call.first)
+    dim = call["dim"] % len(axes.shape)
+    for part in list(axes.parts):
+        if dim in part.dims and len(part.dims) > 1:
+            call.ledger.only(axes, dim)
+    normalise(call, axes, [d for d in range(len(axes.shape)) if d != dim])
+    call.put(call.result, axes)

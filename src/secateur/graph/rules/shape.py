@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.graph.calls import Call
 from secateur.graph.labels import FIXED, Axes, Labels, Part
-from secateur.graph.record import Call
 from secateur.graph.rules._registry import rule
 
 
@@ -26,9 +26,10 @@ def reshape(call: Call) -> None:
 
 @rule("as_strided")
 def as_strided(call: Call) -> None:
-    """Understood where the shape stays."""
-    axes = call.axes(call.first)
-    if axes.shape == tuple(call.result.shape):
+    """Understood where every element stays in its place."""
+    axes, x = call.axes(call.first), call.first
+    offset = x.storage_offset() if call["storage_offset"] is None else call["storage_offset"]
+    if (axes.shape, x.stride(), x.storage_offset()) == (tuple(call["size"]), tuple(call["stride"]), offset):
         call.put(call.result, axes)
     else:
         call.freeze()
@@ -196,22 +197,23 @@ def select(call: Call) -> None:
 
 @rule("slice", "slice_copy", "narrow")
 def slice_(call: Call) -> None:
-    """A run of indices keeps its labels."""
+    """A run of indices keeps its labels; one index that is not the first or the last fixes the dimension."""
     axes, out = call.axes(call.first), call.result
     dim = (call["dim"] or 0) % len(axes.shape)
     if tuple(out.shape) == axes.shape:
         call.put(out, axes)
         return
     labels = call.ledger.plain(axes, dim)
-    parts = [p for p in axes.parts if dim not in p.dims]
+    result = Axes(out.shape, [p for p in axes.parts if dim not in p.dims])
     if labels is not None:
-        size = axes.shape[dim]
-        start = call["start"] or 0
-        start = min(max(start + size if start < 0 else start, 0), size)
+        size, given = axes.shape[dim], call["start"] or 0
+        start = min(max(given + size if given < 0 else given, 0), size)
         step = call["step"] or 1
         run = call.ledger.slice(labels, start, min(start + out.shape[dim] * step, size), step)
-        parts += _live([Part([dim], run)])
-    call.put(out, Axes(out.shape, parts))
+        if out.shape[dim] == 1 and given not in (0, -1):  # its place changes with what goes before it
+            result.owed.append((labels, call.ledger.where))
+        result.parts += _live([Part([dim], run)])
+    call.put(out, result)
 
 
 @rule("slice_scatter", "select_scatter", "diagonal", "diag_embed", "diag", "diagonal_copy")

@@ -1,0 +1,155 @@
+"""A recorded forward: on every example, on the branches that these do not take, and in training mode."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.errors import GraphError
+from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
+from secateur.graph.labels import Axes, Ledger
+from secateur.graph.model import module_stack, quiet_forward
+from secateur.graph.outputs import fixed_outputs
+from secateur.graph.record import Leaf, Op, Recorder
+from secateur.graph.rules import RULES, Rules
+from secateur.graph.state import preserved
+
+_MOST_SEARCHES = 64
+"""Recordings of branches, those in search of unused parameters included."""
+
+
+@dataclass
+class Trace:
+    """A recorded forward.
+
+    Attributes:
+        ledger: All labels and ties.
+        leaves: The tensors that the model owns.
+        touched: Indices of the leaves that the forward used.
+        ops: Operators of the first forward, in order.
+        unknown: Operators without a rule, and the modules that call them.
+        examples: What was recorded in evaluation mode: the examples, and branches that they do not take themselves.
+        training: What was recorded in training mode; ``None`` where that fails.
+    """
+
+    ledger: Ledger
+    leaves: list[Leaf]
+    touched: set[int]
+    ops: list[Op]
+    unknown: dict[str, set[str]]
+    examples: tuple[Example, ...] = ()
+    training: Example | None = None
+
+
+def trace(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    exact: bool = False,
+    rules: Rules = RULES,
+) -> Trace:
+    """Record the forward on each of the examples; all of them constrain what can be pruned.
+
+    Where Python reads truth values or numbers from tensors, the forward may have branches: each is recorded too, with
+    the answer turned round, unless it raises an error; and as long as there are parameters that no recording has used,
+    several answers at a time. One more recording is made in training mode, for what only
+    that does (auxiliary classifiers).
+
+    Args:
+        model: Runs in evaluation mode, without gradients; left as it was.
+        examples: Inputs.
+        exact: Never prune a dimension that a normalisation runs over.
+        rules: What each operator does to labels.
+
+    Raises:
+        GraphError: When the forward fails, or changes a parameter in place.
+    """
+    if not examples:
+        raise GraphError("no example inputs were given, so the forward cannot be recorded")
+    ledger = Ledger()
+    first = Recorder(ledger, rules, exact=exact)
+    first.add_leaves(model)
+    taken: list[Example] = []
+
+    def another() -> Recorder:
+        mode = Recorder(ledger, rules, exact=exact, keep_ops=False)
+        mode.adopt(first.leaves)
+        return mode
+
+    def record(mode: Recorder, example: Example) -> list[Any]:
+        reads = _record(model, mode, example)
+        first.note(mode)
+        taken.append(example)
+        return reads
+
+    ways: deque[Example] = deque()
+    later: deque[Example] = deque()
+    for number, example in enumerate(examples):
+        reads = record(first if number == 0 else another(), example)
+        near = other_ways(example, reads)
+        ways += near[:MOST_WAYS]
+        later += near[MOST_WAYS:] + other_ways(example, reads, far=True)
+    for _ in range(_MOST_SEARCHES):
+        if not ways and later and _untouched(first):
+            ways.append(later.popleft())
+        if not ways:
+            break
+        way = ways.popleft()
+        with suppress(GraphError):  # a guard that raises is no branch
+            later += other_ways(way, record(another(), way))
+    training = _record_training(model, examples[0], first, another)
+    return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken), training)
+
+
+def _record_training(
+    model: nn.Module, example: Example, first: Recorder, another: Callable[[], Recorder]
+) -> Example | None:
+    """Record a forward in training mode, which may take other ways, and use parameters that evaluation leaves unused.
+
+    Batch norms need several samples. Some models want more inputs than they do in evaluation (targets): such a
+    recording is left out, and parameters that it would use are fixed.
+    """
+    tried = set[int]()
+    why = ""
+    for inputs in (example, *other_batches(example)):
+        mode = another()
+        way = replace(inputs, training=True)
+        try:
+            _record(model, mode, way)
+        except GraphError as error:
+            tried |= mode.touched
+            why = why or f"training mode, where {error}"
+        else:
+            first.note(mode)
+            return way
+    for i in tried - first.touched:  # nobody knows what they would have to follow
+        first.ledger.freeze_all(Axes((), first.leaves[i].axes.parts), why)
+    return None
+
+
+def _untouched(mode: Recorder) -> bool:
+    """Whether there are parameters that no recording has used."""
+    return any(leaf.kind == "parameter" and i not in mode.touched for i, leaf in enumerate(mode.leaves))
+
+
+def _record(model: nn.Module, mode: Recorder, example: Example) -> list[Any]:
+    """Record one forward; return the scalars that Python read from tensors."""
+    reads = ScalarReads()
+    quiet = quiet_forward(model, training=example.training)
+    with preserved(model), quiet, module_stack(model, mode.stack), mode, reads:
+        out = example.run(model)
+        mode.ledger.where = "an output of the model"
+        results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
+        for tensor in results:
+            mode.ledger.freeze_all(mode.axes(tensor))
+    if not results and not example.training:
+        raise GraphError(
+            f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
+            "return the results as tensors, in any container or object"
+        )
+    return reads.reads
