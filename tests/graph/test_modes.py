@@ -1,9 +1,12 @@
-"""Which modules ask for training mode, whatever way the question takes."""
+"""Whose code asks for training mode, whatever way the question takes."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.modes import is_stock, who_asks_for_the_mode
+from secateur.graph.examples import Example
+from secateur.graph.modes import who_asks_for_the_mode
+from secateur.graph.trace import trace
 
 
 class Direct(nn.Module):
@@ -30,17 +33,46 @@ class Silent(nn.Module):
         return x + 1
 
 
-def test_every_way_to_ask_is_seen() -> None:
-    direct, by_name, silent = Direct(), ByName(), Silent()
-    other = Silent()
-    net = nn.Sequential(direct, by_name, silent, OfAnother(other), nn.Dropout(), nn.BatchNorm1d(4)).eval()
+class Derived(nn.Dropout):
+    """A layer of PyTorch's own, as it is, under another name."""
+
+
+@pytest.mark.parametrize(
+    ("module", "seen"),
+    [
+        (Direct(), True),
+        (ByName(), True),
+        (OfAnother(Silent()), True),
+        (OfAnother(nn.Dropout()), True),
+        (Silent(), False),
+        (nn.Dropout(), False),
+        (Derived(), False),
+        (nn.BatchNorm1d(4), False),
+        (
+            nn.Sequential(
+                nn.Linear(4, 4),
+                nn.LSTM(4, 4),
+            ),
+            False,
+        ),
+        (nn.Sequential(torch.jit.script(nn.Dropout())), True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_every_way_to_ask_is_seen(module: nn.Module, seen: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), module).eval()
     with who_asks_for_the_mode() as asked:
         net(torch.randn(3, 4))
-    names = {type(m).__name__ for m in asked.values()}
-    assert names == {"Direct", "ByName", "Silent", "Dropout", "BatchNorm1d"}
-    assert id(other) in asked
-    assert id(silent) not in asked
-    assert [is_stock(m) for m in net] == [False, False, False, False, True, True]
+    scripted = any(isinstance(m, torch.jit.ScriptModule) for m in net.modules())
+    assert asked == ({__name__} if seen and not scripted else set())
+
+
+def test_training_mode_is_recorded_where_it_may_show_something_new() -> None:
+    x = torch.randn(3, 4)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+    assert trace(plain, [Example((x,), {})]).training is None
+    for other in (Direct(), OfAnother(nn.Dropout()), torch.jit.script(nn.Dropout())):
+        assert trace(nn.Sequential(plain, other), [Example((x,), {})]).training is not None
 
 
 def test_nothing_is_left_behind() -> None:

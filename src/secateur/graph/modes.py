@@ -1,7 +1,8 @@
-"""Whether a forward may do something else in training mode: which modules ask for the mode while it runs."""
+"""Whether a forward may do something else in training mode: whose code asks for the mode while it runs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,15 +13,17 @@ _NAME = "training"
 
 
 class _Asked:
-    """Stands in the way of ``module.training``, and notes who reads it."""
+    """Stands in the way of ``module.training``, and counts who reads it."""
 
     def __init__(self) -> None:
-        self.by: dict[int, nn.Module] = {}
+        self.by: set[str] = set()
 
     def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
         if module is None:
             raise AttributeError(_NAME)
-        self.by[id(module)] = module
+        asker = sys._getframe(1).f_globals.get("__name__", "")
+        if not asker.startswith("torch.nn.modules."):
+            self.by.add(asker)
         held = vars(module)
         # A scripted module keeps its flag elsewhere.
         return held[_NAME] if _NAME in held else type(module).__getattr__(module, _NAME)
@@ -30,11 +33,14 @@ class _Asked:
 
 
 @contextmanager
-def who_asks_for_the_mode() -> Iterator[dict[int, nn.Module]]:
-    """Note every module whose ``training`` flag is read, by its forward or by anything that it calls.
+def who_asks_for_the_mode() -> Iterator[set[str]]:
+    """Note whose code reads the ``training`` flag of any module, apart from PyTorch's own layers.
+
+    In training mode these drop elements or take a batch's statistics, which ties no channel to another: where nobody
+    else asks, training mode adds nothing to what evaluation mode has shown. Scripted code asks without being seen.
 
     Yields:
-        The modules, by identity; complete once the context is left.
+        Names of Python modules; complete once the context is left.
     """
     asked = _Asked()
     nn.Module.training = asked  # type: ignore[assignment]
@@ -42,15 +48,3 @@ def who_asks_for_the_mode() -> Iterator[dict[int, nn.Module]]:
         yield asked.by
     finally:
         del nn.Module.training
-
-
-def is_stock(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's own, unchanged: training mode drops elements or takes a batch's statistics.
-
-    Neither ties one channel to another, so that training mode adds nothing to what evaluation mode has shown.
-
-    Example:
-        >>> is_stock(nn.Dropout()), is_stock(type("Mine", (nn.Dropout,), {})())
-        (True, False)
-    """
-    return type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)

@@ -8,12 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
 from secateur.graph.labels import Axes, Ledger
 from secateur.graph.model import module_stack, quiet_forward
+from secateur.graph.modes import who_asks_for_the_mode
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.record import Leaf, Op, Recorder
 from secateur.graph.rules import RULES, Rules
@@ -34,7 +36,7 @@ class Trace:
         ops: Operators of the first forward, in order.
         unknown: Operators without a rule, and the modules that call them.
         examples: What was recorded in evaluation mode: the examples, and branches that they do not take themselves.
-        training: What was recorded in training mode; ``None`` where that fails.
+        training: What was recorded in training mode; ``None`` where that fails, or could show nothing new.
     """
 
     ledger: Ledger
@@ -57,8 +59,8 @@ def trace(
 
     Where Python reads truth values or numbers from tensors, the forward may have branches: each is recorded too, with
     the answer turned round, unless it raises an error; and as long as there are parameters that no recording has used,
-    several answers at a time. One more recording is made in training mode, for what only
-    that does (auxiliary classifiers).
+    several answers at a time. One more recording is made in training mode, for what only that does (auxiliary
+    classifiers), unless nothing but PyTorch's own layers asks for the mode.
 
     Args:
         model: Runs in evaluation mode, without gradients; left as it was.
@@ -75,6 +77,7 @@ def trace(
     first = Recorder(ledger, rules, exact=exact)
     first.add_leaves(model)
     taken: list[Example] = []
+    asked: set[str] = set()
 
     def another() -> Recorder:
         mode = Recorder(ledger, rules, exact=exact, keep_ops=False)
@@ -82,7 +85,7 @@ def trace(
         return mode
 
     def record(mode: Recorder, example: Example) -> list[Any]:
-        reads = _record(model, mode, example)
+        reads = _record(model, mode, example, asked)
         first.note(mode)
         taken.append(example)
         return reads
@@ -102,7 +105,10 @@ def trace(
         way = ways.popleft()
         with suppress(GraphError):  # a guard that raises is no branch
             later += other_ways(way, record(another(), way))
-    training = _record_training(model, examples[0], first, another)
+    # Where only PyTorch's own layers ask for the mode, training takes no other way, and ties nothing more together.
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    same = not (asked or scripted or _untouched(first))
+    training = None if same else _record_training(model, examples[0], first, another)
     return Trace(ledger, first.leaves, first.touched, first.ops, first.unknown, tuple(taken), training)
 
 
@@ -120,7 +126,7 @@ def _record_training(
         mode = another()
         way = replace(inputs, training=True)
         try:
-            _record(model, mode, way)
+            _record(model, mode, way, set())
         except GraphError as error:
             tried |= mode.touched
             why = why or f"training mode, where {error}"
@@ -137,12 +143,14 @@ def _untouched(mode: Recorder) -> bool:
     return any(leaf.kind == "parameter" and i not in mode.touched for i, leaf in enumerate(mode.leaves))
 
 
-def _record(model: nn.Module, mode: Recorder, example: Example) -> list[Any]:
-    """Record one forward; return the scalars that Python read from tensors."""
+def _record(model: nn.Module, mode: Recorder, example: Example, asked: set[str]) -> list[Any]:
+    """Record one forward; return the scalars that Python read from tensors, and add who asked for the mode."""
     reads = ScalarReads()
     quiet = quiet_forward(model, training=example.training)
     with preserved(model), quiet, module_stack(model, mode.stack), mode, reads:
-        out = example.run(model)
+        with who_asks_for_the_mode() as here:
+            out = example.run(model)
+        asked |= here
         mode.ledger.where = "an output of the model"
         results = [leaf for leaf in fixed_outputs(out) if isinstance(leaf, Tensor)]
         for tensor in results:
