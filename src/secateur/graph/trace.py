@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.axes import Axes
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
-from secateur.graph.labels import Axes, Ledger
+from secateur.graph.labels import Ledger
 from secateur.graph.model import module_stack, quiet_forward
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.record import Leaf, Op, Recorder

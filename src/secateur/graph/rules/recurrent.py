@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Part
 from secateur.graph.rules._registry import rule
 
 _LSTM = 2  # the mode number of an LSTM in ATen

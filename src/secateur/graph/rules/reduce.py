@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Part
 from secateur.graph.rules._registry import rule
 from secateur.graph.rules.norm import normalise
 
