@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secateur.graph.labels import Axes, Labels, Ledger
+from secateur.graph.axes import Axes, Labels
+from secateur.graph.labels import Ledger
 
 if TYPE_CHECKING:
     from secateur.graph.record import Recorder

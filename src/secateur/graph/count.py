@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.graph.labels import Axes, Labels, Part
+from secateur.graph.axes import Axes, Labels, Part
 
 Factors = Sequence[tuple[Axes, int]]
 """Dimensions, each given by (axes, dim), whose sizes are multiplied."""

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import GraphError
+from secateur.graph.axes import FIXED, Axes, Labels
 from secateur.graph.changes import Kept
+from secateur.graph.components import reshape_cells
 from secateur.graph.count import Total, size_along
 from secateur.graph.groups import Group, Member, Places, Unit, group_name, places_by_group
-from secateur.graph.labels import FIXED, Axes, Labels, Ledger, reshape_cells
+from secateur.graph.labels import Ledger
 from secateur.graph.record import Leaf, Op
 from secateur.graph.trace import Trace
 

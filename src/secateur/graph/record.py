@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.axes import Axes, Labels
 from secateur.graph.calls import Call, Products, Rule, only_shape, op_name, written_by
 from secateur.graph.composite import Decomposing
-from secateur.graph.labels import Axes, Labels, Ledger
+from secateur.graph.labels import Ledger
 from secateur.graph.model import has_storage, owned_tensors
 from secateur.graph.watch import Watch
 from secateur.graph.weak import ByTensor

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.axes import Axes
 from secateur.graph.blocks import Block, Stack, bypassed, find_stacks
 from secateur.graph.changes import Drop, Edit, Undo, class_name
 from secateur.graph.compare import compare, says_nothing
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways, unseen
-from secateur.graph.labels import Axes
 from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.plan import Plan, digest, silence
 from secateur.graph.record import Leaf

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import GraphError
+from secateur.graph.axes import Axes
 from secateur.graph.examples import MOST_WAYS, Example, ScalarReads, other_batches, other_ways
-from secateur.graph.labels import Axes, Ledger
+from secateur.graph.labels import Ledger
 from secateur.graph.model import module_stack, quiet_forward
 from secateur.graph.modes import who_asks_for_the_mode
 from secateur.graph.outputs import fixed_outputs

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur.graph.axes import Axes, Labels
 from secateur.graph.calls import bind, flat_tensors, op_name
 from secateur.graph.changes import Kept
 from secateur.graph.compact import COMPACT
 from secateur.graph.compare import tolerated
 from secateur.graph.composite import Decomposing
 from secateur.graph.examples import Example
-from secateur.graph.labels import Axes, Labels, Ledger
+from secateur.graph.labels import Ledger
 from secateur.graph.model import has_storage, module_stack, quiet_forward
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.record import Leaf, Recorder

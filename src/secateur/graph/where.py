@@ -13,9 +13,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from secateur.graph.axes import Axes
 from secateur.graph.changes import Undo
 from secateur.graph.examples import Example
-from secateur.graph.labels import Axes
 from secateur.graph.model import module_stack, quiet_forward
 from secateur.graph.plan import Plan
 from secateur.graph.record import Leaf

@@ -8,10 +8,10 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import GraphError, PlanError
+from secateur.graph.axes import Axes
 from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
 from secateur.graph.examples import Example, unseen
-from secateur.graph.labels import Axes
 from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.plan import Plan

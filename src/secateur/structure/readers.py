@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from secateur.graph.axes import Axes
 from secateur.graph.coupling import Coupling
-from secateur.graph.labels import Axes
 from secateur.graph.record import Op
 from secateur.structure.views import role_of
 

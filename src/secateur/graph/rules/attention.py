@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Part
 from secateur.graph.rules._registry import rule
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.graph.axes import FIXED, Axes, Labels, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import FIXED, Axes, Labels, Part
 from secateur.graph.rules._registry import rule
 
 

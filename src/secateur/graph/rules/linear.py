@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from secateur.graph.axes import Axes, Labels, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Labels, Ledger, Part
+from secateur.graph.labels import Ledger
 from secateur.graph.rules._registry import rule
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from secateur.graph.axes import Axes
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes
 from secateur.graph.rules._registry import rule
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Part
 from secateur.graph.rules._registry import rule
 
 _LSTM = 2  # the mode number of an LSTM in ATen
@@ -22,7 +24,7 @@ def lstm_layer(call: Call) -> None:
     ledger.same(x, len(x.shape) - 1, w_ih, 1)
     gates = ledger.same(w_ih, 0, w_hh, 0)
     for bias in (call["weight2"], call["weight3"]):
-        if isinstance(bias, type(call.first)) and bias.dim() == 1 and bias.shape[0] == w_ih.shape[0]:
+        if isinstance(bias, Tensor) and bias.dim() == 1 and bias.shape[0] == w_ih.shape[0]:
             ledger.same(w_ih, 0, call.axes(bias), 0)
     gates = ledger.only(w_ih, 0)
     hidden = None if gates is None else ledger.equal_parts(gates, 4)

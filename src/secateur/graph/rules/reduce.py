@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
+from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import Axes, Part
 from secateur.graph.rules._registry import rule
 from secateur.graph.rules.norm import normalise
 
@@ -45,12 +47,12 @@ def statistic(call: Call) -> None:
 
 
 @rule("max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all", "median", "nanmedian",
-      "mode", "kthvalue", "aminmax", "count_nonzero", "quantile", "nanquantile")  # fmt: skip
+      "mode", "kthvalue", "aminmax", "count_nonzero")  # fmt: skip
 def choice(call: Call) -> None:
     """An extreme or a position: the reduced dimensions are fixed."""
     axes = call.axes(call.first)
     rank = len(axes.shape)
-    if isinstance(call["other"], type(call.first)):  # the binary forms of max and min
+    if isinstance(call["other"], Tensor):  # the binary forms of max and min
         for out in call.outputs():
             call.put(out, call.ledger.combine([call.axes(t) for t in call.tensors()], out.shape))
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.graph.axes import FIXED, Axes, Labels, Part
 from secateur.graph.calls import Call
-from secateur.graph.labels import FIXED, Axes, Labels, Part
 from secateur.graph.rules._registry import rule
 
 
@@ -35,9 +35,9 @@ def as_strided(call: Call) -> None:
         call.freeze()
 
 
-@rule("t", "numpy_T", "mT", "adjoint")
+@rule("t", "mT", "adjoint")
 def t(call: Call) -> None:
-    """Reverse the two dimensions."""
+    """Reverse the last two dimensions."""
     order = list(range(call.first.dim()))
     order[-2:] = order[-2:][::-1]
     call.put(call.result, call.ledger.permute(call.axes(call.first), order))
