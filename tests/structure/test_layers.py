@@ -12,7 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.allocate import Layerwise
-from secateur.errors import GraphError, MissingStatsError, PlanError, RecipeError, TargetError, WeightError
+from secateur.errors import (
+    GraphError,
+    MissingStatsError,
+    PatternError,
+    PlanError,
+    RecipeError,
+    TargetError,
+    WeightError,
+)
 from secateur.graph.blocks import bypassed, find_stacks
 from secateur.graph.changes import Drop
 from secateur.graph.examples import Example
@@ -452,3 +460,9 @@ def test_fake_tensors_inside_and_outside_their_mode() -> None:
         assert isinstance(next(inside.parameters()), FakeTensor)
         with mode:
             assert inside(torch.randn(5, 8)).shape == (5, 4)
+
+
+@pytest.mark.parametrize("option", ["uniform", "exact"])
+def test_options_about_widths_are_refused(option: str) -> None:
+    with pytest.raises(PatternError, match="leave them out"):
+        shrink_(made(), layers(), X, **{option: True})  # type: ignore[arg-type]

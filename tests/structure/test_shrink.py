@@ -545,3 +545,10 @@ def test_missing_files(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(SecateurError):
         load_pruned(net, tmp_path)
     assert unchanged(net, before)
+
+
+def test_a_norm_that_is_excluded_keeps_its_channels(net: nn.Module) -> None:
+    report = shrink_(net, Method(target=Target("channels", 0.7), pattern=Channel(), exclude=("blocks.0.bn1",)), X)
+    kept = {g.name: (g.kept, g.units) for g in report.groups}
+    assert kept["blocks.0.conv1"] == (32, 32)
+    assert report.skipped == {"blocks.0.conv1": "excluded"}

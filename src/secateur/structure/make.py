@@ -118,6 +118,11 @@ def plan_and_shrink(
     method = as_method(method)
     check_method(method)
     if isinstance(method.pattern, Layer):
+        if how.uniform or how.exact:
+            raise PatternError(
+                "uniform and exact are about widths and the norms over them, which taking out whole layers leaves "
+                "alone: leave them out"
+            )
         return plan_and_shorten(model, method, example_inputs, loss_fn=loss_fn, batches=batches)
     if isinstance(method.pattern, Channel) and method.pattern.coupled:  # the pattern says it all
         how = Structural.of(method.pattern)
@@ -293,11 +298,13 @@ class Chooser:
             return out
         shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
         for group in coupling.groups:
-            makers = [m.name for m in group.members if role_of(self._model, m.name, m.dim, shapes[m.name]) == "out"]
-            names = makers or [m.name for m in group.members]
+            roles = [(m.name, role_of(self._model, m.name, m.dim, shapes[m.name])) for m in group.members]
+            names = [name for name, role in roles if role == "out"] or [name for name, _ in roles]
+            # A norm or a bias that is to stay keeps its channels, too; a layer that only reads them does not.
+            kept = {*names, *(name for name, role in roles if role in ("norm", "bias"))}
             if method.include and not any(matches(n, method.include) for n in names):
                 out[group.name] = "not in include"
-            elif any(matches(n, method.exclude) for n in names):
+            elif any(matches(n, method.exclude) for n in kept):
                 out[group.name] = "excluded"
             elif method.types and not any(self._is_type(n, method.types) for n in names):
                 out[group.name] = "not of the given types"
