@@ -438,9 +438,13 @@ def test_bypassing_takes_itself_back() -> None:
 def test_on_the_meta_device_only_shapes_are_checked() -> None:
     with torch.device("meta"):
         net = Stream()
-    report = shrink_(net.eval(), layers(), torch.empty(3, 8, device="meta"))
+        again = Stream()
+    x = torch.empty(3, 8, device="meta")
+    report = shrink_(net.eval(), layers(), x)
     assert report.proof.level == "shapes"
     assert len(net.layers) == 3
+    assert shrink_(again.eval(), report.plan, x).proof == report.proof
+    assert len(again.layers) == 3
 
 
 def test_fake_tensors_inside_and_outside_their_mode() -> None:

@@ -46,30 +46,26 @@ def shorten(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence[Bl
     """
     blocks = [block for some in gone.values() for block in some]
     if not all_have_values(model.parameters()):
-        return _by_shapes(model, example, gone)
-    examples = _examples(model, example)
-    leaves = _leaves(model)
-    probe = Probe([leaf.tensor.detach() for leaf in leaves])
-    with bypassed(model, blocks):
-        reference = run_small(model, examples, leaves, {}, probe)
-    _refuse_silence(model, reference)
+        drops, edits = next(_variants(model, gone))
+        plan = Plan(class_name(model), {}, {}, edits, digest(model), {}, drops)
+        return plan, *_by_shapes(model, example, plan, len(blocks))
+    dense = _Dense(model, example, blocks)
     mark = digest(model)
     obstacle = ""
     for drops, edits in _variants(model, gone):
         plan = Plan(class_name(model), {}, {}, edits, mark, {}, drops)
         undo = plan.apply_(model)
         try:
-            difference, scale = compare(reference, run_small(model, examples, leaves, {}, probe))
+            proof = dense.compared()
         except GraphError as error:
             obstacle = obstacle or str(error)
         except BaseException:
             undo.revert()
             raise
         else:
-            proof = Proof(difference, scale, len(examples), {}, bypassed=len(blocks))
             if proof.equal:
                 return plan, proof, undo
-            obstacle = obstacle or f"the result differs by {difference:.1e}"
+            obstacle = obstacle or f"the result differs by {proof.difference:.1e}"
         undo.revert()
     names = ", ".join(block.name for block in blocks)
     raise GraphError(
@@ -120,19 +116,16 @@ def replay_shortened(model: nn.Module, plan: Plan, example: Example) -> tuple[Pr
     """
     plan.check(model, weights=True)
     blocks = blocks_of(model, plan, example)
-    examples, leaves = _examples(model, example), _leaves(model)
-    probe = Probe([leaf.tensor.detach() for leaf in leaves])
-    with bypassed(model, blocks):
-        reference = run_small(model, examples, leaves, {}, probe)
-    _refuse_silence(model, reference)
+    if not all_have_values(model.parameters()):
+        return _by_shapes(model, example, plan, len(blocks))
+    dense = _Dense(model, example, blocks)
     undo = plan.apply_(model)
     try:
-        difference, scale = compare(reference, run_small(model, examples, leaves, {}, probe))
-        proof = Proof(difference, scale, len(examples), {}, bypassed=len(blocks))
+        proof = dense.compared()
         if not proof.equal:
             raise GraphError(
-                f"the planned result differs from the dense model that bypasses the blocks by {difference:.1e}; plan "
-                "again with these inputs"
+                f"the planned result differs from the dense model that bypasses the blocks by {proof.difference:.1e}; "
+                "plan again with these inputs"
             )
     except BaseException:
         undo.revert()
@@ -140,15 +133,42 @@ def replay_shortened(model: nn.Module, plan: Plan, example: Example) -> tuple[Pr
     return proof, undo
 
 
+class _Dense:
+    """What a dense model gives in float64 while its stream passes by some blocks, to compare what becomes of it.
+
+    Args:
+        model: Still dense.
+        example: Inputs.
+        blocks: What is bypassed.
+
+    Raises:
+        GraphError: When a forward fails, or all outputs are zeros or NaN.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, blocks: Sequence[Block]) -> None:
+        self._model, self._bypassed = model, len(blocks)
+        self._examples, self._leaves = _examples(model, example), _leaves(model)
+        self._probe = Probe([leaf.tensor.detach() for leaf in self._leaves])
+        with bypassed(model, blocks):
+            self._reference = self._run()
+        _refuse_silence(model, self._reference)
+
+    def compared(self) -> Proof:
+        """Compare the model as it is now."""
+        difference, scale = compare(self._reference, self._run())
+        return Proof(difference, scale, len(self._examples), {}, bypassed=self._bypassed)
+
+    def _run(self) -> list[list[Any]]:
+        return run_small(self._model, self._examples, self._leaves, {}, self._probe)
+
+
 def _refuse_silence(model: nn.Module, reference: list[list[Any]]) -> None:
     if says_nothing(reference):
         raise GraphError(silence(model))
 
 
-def _by_shapes(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence[Block]]) -> tuple[Plan, Proof, Undo]:
+def _by_shapes(model: nn.Module, example: Example, plan: Plan, count: int) -> tuple[Proof, Undo]:
     """Take blocks out of a model without values: that it runs is all that can be known."""
-    drops, edits = next(_variants(model, gone))
-    plan = Plan(class_name(model), {}, {}, edits, digest(model), {}, drops)
     undo = plan.apply_(model)
     try:
         with preserved(model), quiet_forward(model):
@@ -156,7 +176,7 @@ def _by_shapes(model: nn.Module, example: Example, gone: Mapping[Stack, Sequence
     except BaseException:
         undo.revert()
         raise
-    return plan, Proof(0.0, 0.0, 0, {}, "shapes", sum(map(len, gone.values()))), undo
+    return Proof(0.0, 0.0, 0, {}, "shapes", count), undo
 
 
 def prove_bypassed(dense: nn.Module, small: nn.Module, example: Example, blocks: Sequence[Block]) -> Proof:
