@@ -1,11 +1,14 @@
 """Whose code asks for training mode, whatever way the question takes."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from secateur.graph.examples import Example
 from secateur.graph.modes import who_asks_for_the_mode
+from secateur.graph.still import Still
 from secateur.graph.trace import trace
 
 
@@ -97,3 +100,42 @@ def test_scripted_parts() -> None:
         net(torch.randn(2, 4))
         assert scripted.training is False
     assert scripted.training is False
+
+
+DRAWS: list[Callable[[Tensor], Tensor]] = [
+    lambda w: torch.randperm(4, device=w.device),
+    lambda w: torch.multinomial(w, 2),
+    lambda w: torch.multinomial(w, 5, replacement=True),
+    lambda w: torch.poisson(w),
+    lambda w: torch.binomial(torch.full_like(w, 3.0), w / 4),
+    lambda w: torch.bernoulli(w / 4),
+    lambda w: torch.empty_like(w).random_(),
+    lambda w: torch.empty_like(w).random_(2, 5),
+    lambda w: torch.empty_like(w).random_(7),
+    lambda w: torch.empty_like(w).cauchy_(),
+    lambda w: torch.empty_like(w).log_normal_(),
+    lambda w: torch.empty_like(w).geometric_(0.5),
+    lambda w: torch.empty_like(w).uniform_(1, 2),
+    lambda w: torch.empty_like(w).exponential_(),
+    lambda w: torch.empty_like(w).normal_(),
+    lambda w: torch.randint_like(w, 1, 5),
+    lambda w: torch.randint_like(w, 5),
+    lambda w: torch.randint(1, 5, w.shape),
+    lambda w: torch.rand(w.shape),
+    lambda w: torch.randn(w.shape),
+    lambda w: torch.rand_like(w),
+    lambda w: torch.randn_like(w),
+    lambda w: nn.functional.dropout(w),
+    lambda w: nn.functional.rrelu(-w, training=True),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_without_chance_every_draw_is_the_same_in_its_range_and_its_type(draw: Callable[[Tensor], Tensor]) -> None:
+    w = torch.tensor([1.2, 3.7, 0.4])
+    chance = draw(w)
+    with Still():
+        first, second = draw(w), draw(w)
+    assert torch.equal(first, second)
+    assert (first.shape, first.dtype) == (chance.shape, chance.dtype)
+    assert bool(first.isfinite().all())

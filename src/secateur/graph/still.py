@@ -64,13 +64,27 @@ def _made(middle: Callable[[_Bound], float]) -> Callable[[_Bound, bool], Any]:
 
 
 def _integers(bound: _Bound, in_place: bool) -> Tensor:
-    dtype = bound["dtype"] if isinstance(bound["dtype"], torch.dtype) else torch.int64
-    return torch.full(bound["size"], bound.get("low") or 0, dtype=dtype, device=bound.get("device"))
+    return torch.full(bound["size"], bound.get("low") or 0, **_whole_numbers(bound))
+
+
+def _in_order(bound: _Bound, in_place: bool) -> Tensor:
+    return torch.arange(bound["n"], **_whole_numbers(bound))
+
+
+def _whole_numbers(bound: _Bound) -> dict[str, Any]:
+    dtype = bound["dtype"] if isinstance(bound["dtype"], torch.dtype) else torch.int64  # a schema's default is a number
+    return {"dtype": dtype, "device": bound.get("device")}
 
 
 def _whole(bound: _Bound, in_place: bool) -> tuple[Tensor, Tensor]:
     kept: Tensor = bound["input"]
     return kept.clone(), torch.ones_like(kept, dtype=torch.bool)
+
+
+def _likeliest(bound: _Bound, in_place: bool) -> Tensor:
+    chosen = bound["self"].topk(min(bound["num_samples"], bound["self"].shape[-1]), dim=-1).indices
+    out: Tensor = chosen[..., torch.arange(bound["num_samples"], device=chosen.device) % chosen.shape[-1]]
+    return out
 
 
 def _halfway(bound: _Bound) -> float:
@@ -88,4 +102,13 @@ _CALM: dict[str, Callable[[_Bound, bool], Any]] = {
     "aten::rand": _made(lambda _: 0.5),
     "aten::randn": _made(lambda _: 0.5),
     "aten::randint": _integers,
+    "aten::randint_like": _filled(lambda bound: bound.get("low") or 0),
+    "aten::random": _filled(lambda bound: bound.get("from") or 0),
+    "aten::cauchy": _filled(lambda bound: bound.get("median", 0.0) + bound.get("sigma", 1.0)),
+    "aten::log_normal": _filled(lambda _: 1.0),
+    "aten::geometric": _filled(lambda _: 1.0),
+    "aten::poisson": lambda bound, _: bound["self"].round(),
+    "aten::binomial": lambda bound, _: (bound["count"] * bound["prob"]).round(),
+    "aten::multinomial": _likeliest,
+    "aten::randperm": _in_order,
 }
