@@ -27,7 +27,6 @@ PARTS = {
     "prunable",
     "graph",
     "solvers",
-    "training",
     "codec",
     "sparse",
 }
@@ -38,6 +37,7 @@ MIDDLE = {
     "method",
     "pruner",
     "pipeline",
+    "training",
     "recipe",
     "recipe_files",
     "inspection",

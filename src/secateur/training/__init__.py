@@ -1,0 +1,1 @@
+"""Sparsity that is found while the network trains: weights made from others, and masks that move."""
