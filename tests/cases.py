@@ -89,7 +89,21 @@ PENALTIES = (
 
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
-ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
+# Densities for the problems of the laws and of the matrix: every weight needs one.
+DENSITIES = {
+    **{"a": 0.5, "b": 0.1, "c": 1.0, "fc1": 0.3, "fc2": 0.6, "head": 0.0, "one": 1.0, "x": 0.2, "y": 0.9, "z": 0.0},
+    **{"w": 0.4, "p": 0.7, "q": 0.1, "0.weight": 0.5, "2.weight": 0.1, "4.weight": 1.0, "a.weight": 0.2},
+    **{"b.weight": 0.05, "c.weight": 0.7, "head.weight": 1.0},
+}
+
+ALLOCATIONS = (
+    Case("layerwise"),
+    Case("global"),
+    Case("isomorphic"),
+    Case("er"),
+    Case("erk"),
+    Case("proportions", {"densities": tuple(DENSITIES.items())}),
+)
 
 SCHEDULES = (
     Case("one_shot", {}, {"updates": 1, "last": 0}),

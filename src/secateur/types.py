@@ -61,6 +61,12 @@ class Weight:
             total *= size
         return total
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Outputs, inputs of one group, kernel positions: the shape in one order for every layout."""
+        kernel = (n for i, n in enumerate(self.shape) if i not in (self.out_dim, self.in_dim))
+        return (self.shape[self.out_dim], self.shape[self.in_dim], *kernel)
+
 
 @dataclass(frozen=True)
 class Units:
@@ -72,12 +78,15 @@ class Units:
         floor: Fewest units that must stay.
         kind: The same word for sets of units of one structure (the attention heads of all blocks), for allocations
             that compare only like with like.
+        shape: The weight's dimensions: outputs, inputs (of one group), kernel positions; empty for units of several
+            tensors, which have none in common.
     """
 
     scores: Tensor
     cost: float | Tensor
     floor: int = 1
     kind: str = ""
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
-
-from secateur.select import cost_of_best, live
+from secateur.allocate._apportion import apportion
 from secateur.types import Units
 
 
@@ -40,49 +36,4 @@ class Layerwise:
 
     def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
         """Return the number of units that stay in each layer."""
-        names = sorted(units)  # sums of floats depend on their order, and the answer must not
-        size = {name: units[name].scores.numel() for name in names}
-        most = {name: live(units[name]) for name in names}
-        least = {name: min(units[name].floor, most[name]) for name in names}
-        price = {name: cost_of_best(units[name]) for name in names}
-
-        sizes, fewest, largest = (np.array([table[n] for n in names]) for table in (size, least, most))
-        prices = list(price.values())
-
-        def counts_at(density: float) -> list[int]:
-            rounded = np.clip(np.floor(density * sizes + 0.5), fewest, largest)
-            return rounded.astype(np.int64).tolist()  # type: ignore[no-any-return]
-
-        def cost(counts: Sequence[int]) -> float:
-            return math.fsum(price_of(count) for price_of, count in zip(prices, counts, strict=True))
-
-        slack = kept + 1e-9 * max(abs(kept), 1.0)
-        low, high = 0.0, 1.0
-        if cost(counts_at(high)) <= slack:
-            low = high
-        below, above = counts_at(low), counts_at(high)
-        for _ in range(40):  # finer than the margin below
-            if below == above:
-                break  # every density in between says the same
-            middle = (low + high) / 2
-            between = counts_at(middle)
-            if cost(between) <= slack:
-                low, below = middle, between
-            else:
-                high, above = middle, between
-        # A little less, so that no layer got in by a rounding error: what is left falls due at the very same density.
-        found = counts_at(low * (1 - 1e-9))
-        counts = dict(zip(names, found, strict=True))
-        due = [(Fraction(2 * counts[n] + 1, 2 * size[n]), n) for n in names if counts[n] < most[n]]
-        heapq.heapify(due)
-        spent = cost(found)
-        while due:
-            _, name = heapq.heappop(due)
-            more = price[name](counts[name] + 1) - price[name](counts[name])
-            if spent + more > slack:
-                break
-            spent += more
-            counts[name] += 1
-            if counts[name] < most[name]:
-                heapq.heappush(due, (Fraction(2 * counts[name] + 1, 2 * size[name]), name))
-        return {name: counts[name] for name in units}
+        return apportion(units, kept, {name: Fraction(u.scores.numel()) for name, u in units.items()})

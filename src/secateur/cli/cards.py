@@ -22,7 +22,8 @@ from secateur.errors import UnknownNameError, nearest
 
 # Values that make an example of a required option.
 _EXAMPLES: Mapping[str, Any] = {
-    "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4
+    "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4,
+    "densities": [["fc1.weight", 0.1], ["fc2.weight", 0.5]],
 }  # fmt: skip
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
@@ -175,7 +176,10 @@ def type_words(hint: Any) -> str:
         names = dict.fromkeys(type_words(a) for a in arguments if a is not type(None))
         return " | ".join(n for n in names if n != "Tensor") or "nothing"
     if typing.get_origin(hint) in (tuple, list):
-        return "list of " + " | ".join(dict.fromkeys(f"{type_words(a)}s" for a in arguments if a is not Ellipsis))
+        if typing.get_origin(hint) is tuple and len(arguments) > 1 and Ellipsis not in arguments:
+            return "(" + ", ".join(type_words(a) for a in arguments) + ")"
+        each = dict.fromkeys(type_words(a) for a in arguments if a is not Ellipsis)
+        return "list of " + " | ".join(word if word.endswith(")") else f"{word}s" for word in each)
     words = {int: "integer", float: "number", bool: "true | false", str: "text", Any: "any value"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
