@@ -105,6 +105,21 @@ ALLOCATIONS = (
     Case("proportions", {"densities": tuple(DENSITIES.items())}),
 )
 
+DYNAMICS = (
+    Case("static"),
+    Case("set", {"seed": 0}),
+    Case("set", {"seed": 2**40, "fraction": 1.0, "every": 3, "end": 10, "unit": "steps"}),
+    Case("rigl", {"end": 1000}),
+    Case("rigl", {"end": 9, "every": 2, "begin": 3, "fraction": 1.0}),
+    Case("rigl", {"end": 4, "every": 1, "fraction": 0.0, "unit": "epochs"}),
+    Case("granet", {"end": 10}),
+    Case("granet", {"end": 20, "begin": 5, "every": 5, "fraction": 1.0, "unit": "steps"}),
+    Case("ac_dc"),
+    Case("ac_dc", {"total": 4, "warm_up": 1, "sparse": 1, "dense": 7, "last_dense": 1, "last_sparse": 1}),
+    Case("soft_filter", {"end": 4}),
+    Case("soft_filter", {"end": 7, "every": 3, "unit": "steps"}),
+)
+
 SCHEDULES = (
     Case("one_shot", {}, {"updates": 1, "last": 0}),
     Case("one_shot", {"at": 7, "unit": "steps"}, {"updates": 1, "last": 7}),
@@ -123,6 +138,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
+    "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,

@@ -10,7 +10,7 @@ a high score = keep, *macs* = multiply-accumulates. A *unit* is what is removed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -262,6 +262,94 @@ class Penalty(Protocol):
 
     def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
         """Return the state for the next step: after step number ``step``, and the loss, if somebody told it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The units of one weight while it trains under a mask.
+
+    Attributes:
+        sizes: Magnitude of each unit, 1-D; of a masked one what its zeros give.
+        active: Which units are not masked.
+        gradients: Magnitude of the loss gradient of each unit, masked ones too; empty where nothing needs it.
+    """
+
+    sizes: Tensor
+    active: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in a training at which masks may move.
+
+    Attributes:
+        time: Steps or epochs trained, as the dynamics counts.
+        final: Level of the target: the fraction of the budget that is to go in the end.
+        units: Connections of each weight, where the dynamics needs them.
+        select: ``select(level)``: the masks that score, allocation and pattern choose at a level; masked stays masked.
+        reduce: Reads masks as active units per weight.
+        expand: Writes flags of units per weight as masks, of the weights and of what goes with their units.
+    """
+
+    time: int
+    final: float
+    units: Mapping[str, Connections]
+    select: Callable[[float], Masks]
+    reduce: Callable[[Tensors], dict[str, Tensor]]
+    expand: Callable[[Tensors], Masks]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the masks go. What leaves them is set to zero and forgotten by the optimizer; the rest is said here.
+
+    Attributes:
+        masks: The new masks; a weight without one is dense.
+        level: The level that they stand for.
+        zero: ``True`` where a parameter becomes zero now, masked or not.
+        clear: ``True`` where the optimizer forgets its momentum. What comes back has gathered some while it was masked.
+        restart: Whether the optimizer forgets everything, its step counts too.
+    """
+
+    masks: Masks
+    level: float
+    zero: Masks = field(default_factory=dict)
+    clear: Masks = field(default_factory=dict)
+    restart: bool = False
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """How masks move while a network trains. Pure: what it does depends on the moment and its own fields alone."""
+
+    @property
+    def unit(self) -> Literal["steps", "epochs"]:
+        """What its times count."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """``"units"`` (weight by weight, of a pattern with a free density) and ``"gradients"``, or neither."""
+        ...
+
+    @property
+    def sparse_start(self) -> bool:
+        """Whether training starts at the target, with the masks of the method, or dense."""
+        ...
+
+    @property
+    def last(self) -> int | None:
+        """Time of the last move; 0 where there is none after the start, ``None`` where there is no end."""
+        ...
+
+    def due(self, time: int) -> bool:
+        """Tell whether the masks move at a time; 1 is after the first step or epoch."""
+        ...
+
+    def update(self, moment: Moment) -> Move:
+        """Return where the masks go."""
         ...
 
 

@@ -14,18 +14,21 @@ from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
 from secateur.testing import (
     check_allocation,
+    check_dynamics,
     check_group_score,
     check_pattern,
     check_penalty,
     check_schedule,
     check_score,
 )
-from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
+from secateur.training import DYNAMICS
+from secateur.types import Allocation, Dynamics, GroupScore, Pattern, Penalty, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
+    "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
@@ -88,6 +91,13 @@ def test_allocation(case: cases.Case) -> None:
     allocation = ALLOCATIONS[case.name](**case.kwargs)
     assert isinstance(allocation, Allocation)
     check_allocation(allocation)
+
+
+@pytest.mark.parametrize("case", cases.DYNAMICS, ids=str)
+def test_dynamics(case: cases.Case) -> None:
+    dynamics = DYNAMICS[case.name](**case.kwargs)
+    assert isinstance(dynamics, Dynamics)
+    check_dynamics(dynamics)
 
 
 @pytest.mark.parametrize("case", cases.SCHEDULES, ids=str)

@@ -58,6 +58,7 @@ def axes() -> dict[str, Axis]:
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
+    from secateur.training import DYNAMICS
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
     norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
@@ -90,6 +91,17 @@ def axes() -> dict[str, Axis]:
             "",
             PENALTIES,
             home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
+        ),
+        Axis(
+            "dynamics",
+            "how masks move during training",
+            "",
+            "",
+            DYNAMICS,
+            home=(
+                "secateur.training",
+                "trainer = SparseTraining(model, method, {}, optimizer=optimizer, steps_per_epoch=len(loader))",
+            ),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
         Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),

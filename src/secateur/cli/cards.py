@@ -23,7 +23,7 @@ from secateur.errors import UnknownNameError, nearest
 # Values that make an example of a required option.
 _EXAMPLES: Mapping[str, Any] = {
     "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4,
-    "densities": [["fc1.weight", 0.1], ["fc2.weight", 0.5]],
+    "dynamics.end": 1000, "densities": [["fc1.weight", 0.1], ["fc2.weight", 0.5]],
 }  # fmt: skip
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
@@ -212,6 +212,10 @@ def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str
     return out
 
 
+def _example(axis: Axis, option: str) -> Any:
+    return _EXAMPLES.get(f"{axis.name}.{option}", _EXAMPLES.get(option, 1))
+
+
 def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if not axis.field:
         return _python(axis, name, options)
@@ -225,7 +229,7 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
         from secateur.recipe import RecoverSection
 
         return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
-    chosen = {o.name: _EXAMPLES.get(o.name, 1) if o.required else o.default for o in options}
+    chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options}
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]
@@ -241,8 +245,10 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     home, use = axis.home
     plain = inspect.signature(factory).parameters
     values = [(o.name, o.default) for o in options if isinstance(o.default, bool | int | float | str | tuple)]
-    shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in values if plain[n].default == v]
-    also = ["Penalised"] if "Penalised" in use else []
+    values = [(n, v) for n, v in values if plain[n].default == v]
+    required = [(o.name, _example(axis, o.name)) for o in options if o.required]
+    shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in (*required, *values)]
+    also = [name for name in ("Penalised", "SparseTraining") if name in use]
     imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels

@@ -9,6 +9,7 @@ Each law raises ``AssertionError`` with the part, the case and both values. The 
 pure-Python versions of what the library does fast.
 """
 
+from secateur.testing.dynamics_laws import check_dynamics
 from secateur.testing.laws import (
     LAYOUTS,
     check_allocation,
@@ -30,6 +31,7 @@ from secateur.testing.penalty_laws import check_penalty
 __all__ = [
     "LAYOUTS",
     "check_allocation",
+    "check_dynamics",
     "check_group_score",
     "check_pattern",
     "check_penalty",
