@@ -377,6 +377,16 @@ def test_a_forgotten_start_is_refused() -> None:
         trainer.start()
 
 
+def test_a_layer_that_could_never_grow_is_refused() -> None:
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    method = Method(target=Target("sparsity", 0.99), score=Random(0), allocate=Layerwise(), allow_empty=True)
+    with pytest.raises(TargetError, match=r"4\.weight starts with nothing \(1 of 3 weights\)"):
+        SparseTraining(model, method, RigL(end=9, every=1)).start()
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert SparseTraining(model, method, Static()).start().achieved == pytest.approx(0.99, abs=0.01)
+
+
 def test_a_refused_move_changes_nothing_and_is_due_again() -> None:
     model = mlp()
     optimizer = OPTIMIZERS["adam"](model)

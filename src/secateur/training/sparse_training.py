@@ -140,13 +140,20 @@ class SparseTraining:
             Asked beside achieved.
 
         Raises:
-            TargetError: When training has begun already.
+            TargetError: When training has begun already, or a layer would get nothing and could never grow.
         """
         if self._steps or (self._started and self.dynamics.sparse_start):
             raise TargetError(f"training has begun, {self._steps} steps ago; start() comes before it, and once")
         if self.dynamics.sparse_start:
             final = self._masking.share
-            self._go(Move(self._select(final), final))
+            masks = self._select(final)
+            empty = [name for name in self.found.weights if not bool(masks[name].any())]
+            if empty and self.dynamics.last != 0:
+                raise TargetError(
+                    f"{empty[0]} starts with nothing ({len(empty)} of {len(masks)} weights), and {self.dynamics} gives "
+                    "no layer more than it has: leave allow_empty out, or ask for less"
+                )
+            self._go(Move(masks, final))
             self._started = True
         return self.report()
 
