@@ -87,6 +87,23 @@ PENALTIES = (
     Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
 )
 
+PARAMETRISATIONS = (
+    Case("l0"),
+    Case("l0", {"group": "output", "strength": 1e-3, "l2": 0.1, "dropped": 0.2}),
+    Case("l0", {"group": "input"}),
+    Case("l0", {"group": "weight"}),
+    Case("variational_dropout"),
+    Case("variational_dropout", {"local": False, "warm_up": 10, "threshold": 2.0}),
+    Case("soft_threshold"),
+    Case("soft_threshold", {"start_threshold": -3.0, "decay": 0.0}),
+    Case("movement"),
+    Case("movement", {"sparsity": 0.0}),
+    Case("soft_movement"),
+    Case("soft_movement", {"strength": 0.1, "threshold": -0.5}),
+    Case("sr_ste", {"n": 1, "m": 2}),
+    Case("sr_ste", {"n": 2, "m": 4, "decay": 0.0}),
+)
+
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
@@ -109,6 +126,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
+    "parametrisation": PARAMETRISATIONS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,

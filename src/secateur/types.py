@@ -257,6 +257,69 @@ class Penalty(Protocol):
 
 
 @dataclass(frozen=True)
+class Moment:
+    """Where a training stands, as a parametrisation sees it.
+
+    Attributes:
+        weights: The parameters that the optimizer trains, under their names: the weights, and what dies with their
+            units.
+        latents: The tensors that are trained beside them, under names that the parametrisation chose.
+        layouts: The weights that are made anew in every forward pass.
+        step: Number of the optimizer's steps so far.
+    """
+
+    weights: Tensors
+    latents: Tensors
+    layouts: Mapping[str, Weight]
+    step: int = 0
+
+
+@runtime_checkable
+class Parametrisation(Protocol):
+    """Weights made anew in every forward pass, from trained ones and from latent tensors trained along. Pure functions.
+
+    :class:`~secateur.training.Reparametrised` keeps the latents and puts the weights that are made into the model.
+    """
+
+    def check(self, weight: Weight) -> None:
+        """Raise :class:`~secateur.errors.PatternError` or ``TargetError`` where a weight cannot be made this way."""
+        ...
+
+    def asked(self, step: int | None) -> float | None:
+        """Return the sparsity asked for after a step, or at the end (``None``); nothing where training finds it."""
+        ...
+
+    def start(self, weights: Tensors, layouts: Mapping[str, Weight], noise: Generator) -> dict[str, Tensor]:
+        """Return the latents before the first step, float32 or float64; none where nothing is trained along."""
+        ...
+
+    def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
+        """Return the parameters that training computes with; the same every time without ``noise``."""
+        ...
+
+    def final(self, at: Moment) -> tuple[dict[str, Tensor], Masks]:
+        """Return the parameters of the finished network, exactly zero where their masks are ``False``."""
+        ...
+
+    def penalty(self, at: Moment) -> Tensor:
+        """Return the term that belongs to the loss, one differentiable number."""
+        ...
+
+    def advance(self, at: Moment) -> dict[str, Tensor]:
+        """Return the latents that change after an optimizer's step beyond what it did; often none."""
+        ...
+
+
+@runtime_checkable
+class ActivationNoise(Parametrisation, Protocol):
+    """A parametrisation whose noise is drawn per sample, on the outputs of layers, instead of on weights."""
+
+    def variances(self, at: Moment) -> dict[str, Tensor]:
+        """Return each weight's variance, of its shape; none where the noise is on the weights after all."""
+        ...
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What happened to one weight."""
 

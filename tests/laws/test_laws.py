@@ -15,17 +15,20 @@ from secateur.targets import Target
 from secateur.testing import (
     check_allocation,
     check_group_score,
+    check_parametrisation,
     check_pattern,
     check_penalty,
     check_schedule,
     check_score,
 )
-from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
+from secateur.training import PARAMETRISATIONS
+from secateur.types import Allocation, GroupScore, Parametrisation, Pattern, Penalty, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
+    "parametrisation": PARAMETRISATIONS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
@@ -71,6 +74,13 @@ def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
     assert isinstance(penalty, Penalty)
     check_penalty(penalty)
+
+
+@pytest.mark.parametrize("case", cases.PARAMETRISATIONS, ids=str)
+def test_parametrisation(case: cases.Case) -> None:
+    parametrisation = PARAMETRISATIONS[case.name](**case.kwargs)
+    assert isinstance(parametrisation, Parametrisation)
+    check_parametrisation(parametrisation)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

@@ -58,6 +58,7 @@ def axes() -> dict[str, Axis]:
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
+    from secateur.training import PARAMETRISATIONS
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
     norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
@@ -90,6 +91,14 @@ def axes() -> dict[str, Axis]:
             "",
             PENALTIES,
             home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
+        ),
+        Axis(
+            "parametrisation",
+            "how weights are made anew in every forward pass, so that training finds what goes",
+            "",
+            "",
+            PARAMETRISATIONS,
+            home=("secateur.training", "wrapped = Reparametrised(model, {})"),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
         Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),
