@@ -191,7 +191,7 @@ def test_copies_averages_and_files(tmp_path: Any) -> None:
     assert finished.report.layers
     save_model(tmp_path / "wrapped.safetensors", wrapped)
     other = Reparametrised(network(), L0(), seed=9)
-    load_model(tmp_path / "wrapped.safetensors", other)
+    load_model(other, tmp_path / "wrapped.safetensors")
     assert all(torch.equal(t, other.state_dict()[n]) for n, t in wrapped.state_dict().items())
     assert other.steps == 2
 

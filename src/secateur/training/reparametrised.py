@@ -279,7 +279,7 @@ class Reparametrised(nn.Module):
             warnings.warn(
                 f"nothing is left of {', '.join(empty)}: with a penalty, its strength is likely too high",
                 SecateurWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return Finished(masks, report)
 

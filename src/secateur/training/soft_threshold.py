@@ -27,6 +27,8 @@ class SoftThreshold:
     training, and a target is met by trying several. Where a sparsity must be met, take ``Movement``, or a
     ``Pruner``. The weights of the finished network are the shrunk ones.
 
+    A weight under its threshold gets no gradient: it comes back only where the threshold falls below it again.
+
     The authors' own starts go down to -3200, where the threshold is zero in float32 and only the decay moves it; the
     default starts at a threshold of 0.0067, where gradients reach it.
 
