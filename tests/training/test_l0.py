@@ -212,6 +212,27 @@ def test_a_perceptron_on_digits_gets_smaller_and_stays_right() -> None:
     assert right > 0.88
 
 
+def test_a_convolutional_network_on_digits_gets_smaller_behind_its_batch_norm() -> None:
+    x, y, test_x, test_y = (t.unsqueeze(1) if t.dim() == 3 else t for t in digits())
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(256, 10)),
+    )
+    wrapped = Reparametrised(model, L0(8e-4, group="output"), exclude=["6"], example_inputs=x[:2])
+    learn(wrapped, x, y, 20)
+    right = float((wrapped(test_x).argmax(1) == test_y).float().mean())
+    gated = wrapped(test_x)
+    finished = wrapped.finish_()
+    assert torch.equal(model(test_x), gated)
+    report = secateur.shrink_(model, finished.masks, test_x[:2])
+    assert report.proof.equal
+    torch.testing.assert_close(model(test_x), gated, rtol=1e-4, atol=1e-4)
+    assert model[2].out_channels == model[3].num_features < 13
+    assert model[6].in_features == 16 * model[2].out_channels
+    assert right > 0.88
+
+
 def test_refusals() -> None:
     with pytest.raises(RecipeError, match="strength must be a number of at least 0, got -1"):
         L0(-1)

@@ -310,7 +310,7 @@ def test_refuses_what_cannot_be_made() -> None:
 
 def test_refuses_latents_in_half_precision() -> None:
     wrapped = Reparametrised(nn.Linear(8, 4), L0()).half()
-    with pytest.raises(WeightError, match="the latent of weight has dtype torch.float16"):
+    with pytest.raises(WeightError, match=r"the latent of weight has dtype torch\.float16"):
         wrapped(torch.ones(1, 8).half())
 
 

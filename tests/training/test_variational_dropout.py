@@ -22,7 +22,7 @@ def test_divergence_at_known_places() -> None:
 
 
 def test_divergence_is_near_the_exact_one() -> None:
-    """KL up to a constant is E log|1 + sqrt(alpha) e| - log(alpha) / 2 with e normal; by integration over a fine grid."""
+    """KL up to a constant is E log|1 + sqrt(alpha) e| - log(alpha) / 2 with e normal; summed over a fine grid."""
     e = torch.linspace(-12, 12, 2_000_001, dtype=torch.float64)
     density = torch.exp(-e.square() / 2) / math.sqrt(2 * math.pi) * (e[1] - e[0])
 

@@ -41,9 +41,9 @@ def check_parametrisation(parametrisation: Parametrisation) -> None:
     """Check the laws of parametrisations on a small network.
 
     Functions are pure and the same every time without noise; what is made has the shapes and types of what it is made
-    of; pruned weights are exactly zero; gradients reach every weight and latent; the penalty is one finite number with
-    finite gradients; what was asked for is what is achieved, to a rounding per weight; in evaluation mode the network
-    is the finished one; and a saved state goes on bit for bit, under a noise of its own.
+    of; pruned weights are exactly zero, and there are some; gradients reach every weight and latent; the penalty is one
+    finite number with finite gradients; what was asked for is what is achieved, to a rounding per weight; in evaluation
+    mode the network is the finished one; and a saved state goes on bit for bit, under a noise of its own.
 
     Args:
         parametrisation: The parametrisation.
@@ -52,17 +52,21 @@ def check_parametrisation(parametrisation: Parametrisation) -> None:
         AssertionError: When a law is broken.
     """
     for dtype in (torch.float64, torch.bfloat16):
-        at = _moment(parametrisation, dtype)
+        at = _moment(parametrisation, dtype, spread=8.0)
         for step in (0, 5, _LATE):
             _check_functions(parametrisation, replace(at, step=step))
-    at = _moment(parametrisation, torch.float64)
+        if parametrisation.asked(None) is None:
+            kept = parametrisation.final(at)[1].values()
+            some = 0 < sum(int(mask.sum()) for mask in kept) < sum(mask.numel() for mask in kept)
+            _require(some, parametrisation, "keeps all or nothing, however far the latents are spread")
+    at = _moment(parametrisation, torch.float64, spread=1.0)
     for step in (0, _LATE):
         _check_asked(parametrisation, replace(at, step=step))
     _check_gradients(parametrisation, replace(at, step=5))
     _check_network(parametrisation)
 
 
-def _moment(part: Parametrisation, dtype: torch.dtype) -> Moment:
+def _moment(part: Parametrisation, dtype: torch.dtype, spread: float) -> Moment:
     model = _net(dtype)
     layouts = find_prunable(model).weights
     for layout in layouts.values():
@@ -76,8 +80,8 @@ def _moment(part: Parametrisation, dtype: torch.dtype) -> Moment:
         _require(bool(torch.isfinite(latent).all()), part, f"{name}: the latent is not finite")
     # Spread out, as training would: some groups are gone, some stay.
     generator = torch.Generator().manual_seed(2)
-    spread = {n: t + torch.randn(t.shape, generator=generator).to(t) for n, t in started[0].items()}
-    return Moment(weights, spread, layouts)
+    moved = {n: t + spread * torch.randn(t.shape, generator=generator).to(t) for n, t in started[0].items()}
+    return Moment(weights, moved, layouts)
 
 
 def _check_functions(part: Parametrisation, at: Moment) -> None:

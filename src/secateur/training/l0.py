@@ -18,7 +18,7 @@ from secateur.types import Masks, Moment, Tensors, Weight
 
 Group = Literal["unit", "input", "output", "weight"]
 
-TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1  # beta, gamma, zeta
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1  # beta, gamma, and zeta = gamma + delta
 _LIMIT = math.log(100.0)
 _EDGE = 1e-6  # the logarithms of 0 and 1 are not finite
 
@@ -44,23 +44,23 @@ class L0:
     r"""Gates with a chance of being exactly zero, and the expected number of weights behind open gates as a penalty.
 
     .. math::
-        \theta = \tilde\theta \odot z, \qquad
-        z = \min(1, \max(0, \mathrm{sigmoid}((\log u - \log(1 - u) + \log\alpha) / \beta)(\zeta - \gamma) + \gamma))
+        W = w \odot z, \qquad
+        z = \min(1, \max(0, \delta\,\mathrm{sigmoid}((\log u - \log(1 - u) + \log\alpha) / \beta) + \gamma))
 
-    with :math:`u` uniform, :math:`\beta = 2/3`, :math:`\gamma = -0.1` and :math:`\zeta = 1.1`. One gate is drawn per
+    with :math:`u` uniform, :math:`\beta = 2/3`, :math:`\gamma = -0.1` and :math:`\delta = 1.2`. One gate is drawn per
     group and forward pass. The penalty is
 
     .. math::
-        \sum_g P_g\,(\lambda |g| + \tfrac12 \lambda_2 \|\tilde\theta_g\|^2), \qquad
-        P_g = P(z_g \neq 0) = \mathrm{sigmoid}(\log\alpha_g - \beta \log(-\gamma / \zeta))
+        \sum_g P_g\,(\lambda |g| + \tfrac12 \lambda_2 \|w_g\|^2), \qquad
+        P_g = P(z_g \neq 0) = \mathrm{sigmoid}(\log\alpha_g - \beta \log(-\gamma / (\delta + \gamma)))
 
     for a loss that is a mean over samples: a :math:`\lambda` quoted for the sum over N samples is divided by N. The
     finished network has the gates
 
-    .. math:: \hat z = \min(1, \max(0, \mathrm{sigmoid}(\log\alpha)(\zeta - \gamma) + \gamma))
+    .. math:: \hat z = \min(1, \max(0, \delta\,\mathrm{sigmoid}(\log\alpha) + \gamma))
 
-    without :math:`\beta`: exactly zero from :math:`\log\alpha \le \log(-\gamma/\zeta) = -2.398` down. After each step
-    :math:`\log\alpha` is held within :math:`\pm\log 100`, so that a closed gate can open again.
+    without :math:`\beta`: exactly zero from :math:`\log\alpha = -\log 11 = -2.398` down. After each step
+    :math:`\log\alpha` is held between minus and plus :math:`\log 100`, so that a closed gate can open again.
 
     A group is an input unit of a layer without a kernel and an output map of a convolution (``unit``, as in the
     authors' networks), an ``input`` unit, an ``output`` unit with its bias, or a single ``weight``. With outputs, leave
@@ -72,7 +72,7 @@ class L0:
     :func:`~secateur.structure.fold_constants_` is for.
 
     Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow, and
-    the training longer than usual. The learning rate of the gates often needs to be higher than the weights'.
+    the training longer than usual.
 
     Args:
         strength: :math:`\lambda`, of one weight.

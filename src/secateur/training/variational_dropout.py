@@ -25,7 +25,7 @@ def kl(log_alpha: Tensor) -> Tensor:
 class VariationalDropout:
     r"""Gaussian noise of a learned strength on every weight; weights that drown in it are pruned.
 
-    .. math:: q(w) = \mathcal N(\theta, \alpha \theta^2), \qquad \log\alpha = \log\sigma^2 - \log\theta^2
+    .. math:: q(w) = \mathrm{normal}(\theta, \alpha \theta^2), \qquad \log\alpha = \log\sigma^2 - \log\theta^2
 
     with :math:`\theta` the trained weight and :math:`\log\sigma^2` a latent of its shape. The penalty is ``strength``
     times the sum over all weights of
