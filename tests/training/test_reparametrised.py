@@ -308,6 +308,31 @@ def test_refuses_what_cannot_be_made() -> None:
         SrSte(5, 4)
 
 
+def test_names_that_cannot_be_told_apart_are_refused() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Linear(4, 4)
+
+    model = nn.Module()
+    model.add_module("a/b", nn.Linear(4, 4))
+    model.add_module("a", Inner())
+    with pytest.raises(WeightError, match="rename a module"):
+        Reparametrised(model, L0())
+    assert list(Reparametrised(model, L0(), exclude=["a.b"]).latents) == ["a/b/weight"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_autocast(part: str) -> None:
+    wrapped = Reparametrised(network(), PARTS[part])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = wrapped(torch.randn(4, 4, 4, 4))
+        assert out.dtype == torch.bfloat16
+        (out.float().square().mean() + wrapped.penalty()).backward()
+    grads = [p.grad for n, p in wrapped.named_parameters() if not n.startswith("model.1.")]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
+
+
 def test_refuses_latents_in_half_precision() -> None:
     wrapped = Reparametrised(nn.Linear(8, 4), L0()).half()
     with pytest.raises(WeightError, match=r"the latent of weight has dtype torch\.float16"):
