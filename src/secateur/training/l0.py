@@ -66,10 +66,10 @@ class L0:
     authors' networks), an ``input`` unit, an ``output`` unit with its bias, or a single ``weight``. With outputs, leave
     out the last layer, or the answers themselves are gated.
 
-    A batch norm divides a gate in front of it out again, and keeps its shift when the gate is closed. Given example
+    A batch norm divides a gate in front of it out again, and puts out a constant when the gate is closed. Given example
     inputs, ``Reparametrised`` finds the norms; the gate then goes on their scale and shift, and their statistics see no
-    noise. Without, gates that are closed for good still cut out, and the shift is what
-    :func:`~secateur.structure.fold_constants_` is for.
+    noise. Without, and where the outputs of several layers are added up, gates that are closed for good still cut out,
+    and the constant is what :func:`~secateur.structure.fold_constants_` is for.
 
     Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow, and
     the training longer than usual.
