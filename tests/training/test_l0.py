@@ -194,6 +194,7 @@ def learn(wrapped: Reparametrised, x: Tensor, y: Tensor, epochs: int) -> None:
     wrapped.eval()
 
 
+@pytest.mark.slow
 def test_a_perceptron_on_digits_gets_smaller_and_stays_right() -> None:
     x, y, test_x, test_y = digits()
     torch.manual_seed(0)
@@ -212,6 +213,7 @@ def test_a_perceptron_on_digits_gets_smaller_and_stays_right() -> None:
     assert right > 0.88
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_on_digits_gets_smaller_behind_its_batch_norm() -> None:
     x, y, test_x, test_y = (t.unsqueeze(1) if t.dim() == 3 else t for t in digits())
     torch.manual_seed(0)
