@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, tensor
 from torch.nn import Module
 
 Tensors = Mapping[str, Tensor]
@@ -296,6 +297,11 @@ class CoupledSlices:
     dim: int
     units: tuple[int, ...]
 
+    @cached_property
+    def index(self) -> Tensor:
+        """The units as a tensor, made once: penalties ask for it in every step."""
+        return tensor(self.units)
+
 
 @dataclass(frozen=True)
 class CoupledGroup:
@@ -309,7 +315,7 @@ class CoupledGroup:
 
     name: str
     units: int
-    slices: tuple[CoupledSlices, ...]
+    slices: tuple[CoupledSlices, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

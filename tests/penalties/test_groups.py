@@ -206,7 +206,9 @@ def test_a_channel_that_goes_is_silent_and_can_be_cut_out() -> None:
     assert 0 < len(gone) < 6
     model.eval()
     dense = copy.deepcopy(model)
-    method = secateur.Method(target=secateur.Target("channels", 1 - both / 10), pattern=Channel(coupled=True, align=1))
+    method = secateur.Method(
+        target=secateur.Target("channels", (10 - both) / 10), pattern=Channel(coupled=True, align=1)
+    )
     report = secateur.shrink_(model, method, inputs[:1])
     assert {g.name: g.kept for g in report.groups} == {"0": 6 - len(gone), "3": 4 - int(silent.sum())}
     torch.testing.assert_close(model(inputs), dense(inputs))

@@ -115,9 +115,7 @@ def units_of(by: By, groups: tuple[CoupledGroup, ...], weights: Tensors) -> list
         return [_dimensions(by, name, tuple(w.shape)) for name, w in weights.items()]
     out = []
     for group in groups:
-        members = tuple(
-            Member(s.name, (s.dim,), (len(s.units),), torch.tensor(s.units)) for s in group.slices if s.name in weights
-        )
+        members = tuple(Member(s.name, (s.dim,), (len(s.units),), s.index) for s in group.slices if s.name in weights)
         if members:
             out.append(Units(group.name, group.units, members))
     return out
