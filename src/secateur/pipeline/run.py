@@ -50,6 +50,7 @@ from secateur.pipeline.factories import make_data, make_model
 from secateur.pipeline.finish import finish
 from secateur.pipeline.optim import build_optimizer
 from secateur.pipeline.plan import Stage, plan_of
+from secateur.pipeline.position import Position
 from secateur.pipeline.press import Press
 from secateur.pipeline.repair import repair_batch_norm, repairs_batch_norm
 from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
@@ -73,22 +74,6 @@ class RunResult:
     model: nn.Module
     masks: Masks
     result: dict[str, Any]
-
-
-@dataclass
-class Position:
-    """Where a run stands: everything in it is a plain number, and it travels in the checkpoint."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    epochs_done: int = 0
-    steps_done: int = 0
-    loss_sum: float = 0.0
-    seen: int = 0
-    log_size: int = 0
-    seconds: float = 0.0
-    started: str = ""
 
 
 def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of what it names
