@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import Generator, Tensor, tensor
+import torch
+from torch import Generator, Tensor
 from torch.nn import Module
 
 Tensors = Mapping[str, Tensor]
@@ -300,7 +301,7 @@ class CoupledSlices:
     @cached_property
     def index(self) -> Tensor:
         """The units as a tensor, made once: penalties ask for it in every step."""
-        return tensor(self.units)
+        return torch.tensor(self.units)
 
 
 @dataclass(frozen=True)

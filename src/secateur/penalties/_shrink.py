@@ -59,11 +59,12 @@ def _length(units: Units, w: dict[str, Tensor], pull: dict[str, Tensor], alive: 
     """
     t = torch.full_like(alive, _TINY, dtype=torch.float64)
     for _ in range(_MOST):
-        denominators = {m.name: m.spread(t, w[m.name], 1.0) + pull[m.name] for m in units.members}
-        square = units.total({n: (w[n] / d).square() for n, d in denominators.items()})
-        slope = units.total({n: (w[n] / d).square() / d for n, d in denominators.items()})
+        inverse = {m.name: (m.spread(t, w[m.name], 1.0) + pull[m.name]).reciprocal_() for m in units.members}
+        squares = {n: (w[n] * d).square_() for n, d in inverse.items()}
+        square = units.total(squares)
+        slope = units.total({n: q.mul_(inverse[n]) for n, q in squares.items()})
         step = torch.where(alive, (square.sqrt() - 1) * square / torch.where(alive, slope, 1.0), 0.0).clamp_min(0.0)
         t = t + step
-        if bool((step <= 1e-15 * t).all()):
+        if bool((step <= 1e-8 * t).all()):  # convergence is quadratic: the next one would not be seen
             break
     return t
