@@ -238,13 +238,11 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     plain = inspect.signature(factory).parameters
     values = [(o.name, o.default) for o in options if isinstance(o.default, bool | int | float | str | tuple)]
     shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in values if plain[n].default == v]
-    also = ["Penalised"] if "Penalised" in use else []
-    imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels
     if len(use.format(part)) > 100:
-        return f"from {home} import {imported}\n\npart = {part}\n{use.format('part')}"
-    return f"from {home} import {imported}\n\n{use.format(part)}"
+        return f"from {home} import {factory.__name__}\n\npart = {part}\n{use.format('part')}"
+    return f"from {home} import {factory.__name__}\n\n{use.format(part)}"
 
 
 def toml(value: Any) -> str:
