@@ -85,6 +85,24 @@ GROUP_SCORES = (
 PENALTIES = (
     Case("scale_l1"),
     Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
+    Case("weight_decay"),
+    Case("weight_decay", {"strength": 0.3, "proximal_step": True, "include": ("fc", "head.*")}),
+    Case("l1"),
+    Case("l1", {"strength": 0.7, "proximal_step": True, "exclude": ("conv",)}),
+    Case("weight_elimination"),
+    Case("weight_elimination", {"delta": 0.1, "every": 3, "scale": 0.3, "wanted": 0.2}),
+    Case("weight_elimination", {"strength": 0.3, "scale": 2.0}),
+    Case("group_lasso"),
+    *(Case("group_lasso", {"strength": 0.1, "by": by}) for by in ("in", "kernel", "shape", "layer")),
+    Case("group_lasso", {"strength": 0.3, "proximal_step": True}),
+    Case("group_lasso", {"strength": 0.3, "by": "in", "proximal_step": True, "exclude": ("head",)}),
+    Case("growing"),
+    Case("growing", {"share": 0.7, "strength": 0.1, "step": 0.2, "every": 4, "ceiling": 0.5, "by": "in"}),
+    Case("group_norm"),
+    Case("group_norm", {"strength": 0.2, "alpha": 2.0, "every": 7, "by": "kernel", "include": ("conv.weight",)}),
+    Case("chauvin"),
+    Case("chauvin", {"strength": 0.5, "order": 0}),
+    Case("chauvin", {"strength": 0.5, "order": 2, "include": ("relu*",)}),
 )
 
 PARAMETRISATIONS = (

@@ -71,13 +71,11 @@ def test_the_python_on_a_card_runs(axis, name):
         "Layer": Layer,
         "target": secateur.Target("macs", 0.5),
         "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     exec(cards.card(axis, name).recipe, names)
     made = {
         "unit-score": lambda: names["method"].score,
         "unit-pattern": lambda: names["method"].pattern,
-        "penalty": lambda: names["penalised"].penalty,
         "parametrisation": lambda: names["wrapped"].parametrisation,
     }[axis.name]()
     assert made == axis.parts[name]()

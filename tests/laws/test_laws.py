@@ -13,6 +13,7 @@ from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
 from secateur.testing import (
+    check_activity_penalty,
     check_allocation,
     check_group_score,
     check_parametrisation,
@@ -22,7 +23,16 @@ from secateur.testing import (
     check_score,
 )
 from secateur.training import PARAMETRISATIONS
-from secateur.types import Allocation, GroupScore, Parametrisation, Pattern, Penalty, Score, UnitPattern
+from secateur.types import (
+    ActivityPenalty,
+    Allocation,
+    GroupScore,
+    Parametrisation,
+    Pattern,
+    Penalty,
+    Score,
+    UnitPattern,
+)
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
@@ -72,8 +82,11 @@ def test_pattern(case: cases.Case) -> None:
 @pytest.mark.parametrize("case", cases.PENALTIES, ids=str)
 def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
-    assert isinstance(penalty, Penalty)
-    check_penalty(penalty)
+    assert isinstance(penalty, Penalty) != isinstance(penalty, ActivityPenalty)
+    if isinstance(penalty, ActivityPenalty):
+        check_activity_penalty(penalty)
+    else:
+        check_penalty(penalty)
 
 
 @pytest.mark.parametrize("case", cases.PARAMETRISATIONS, ids=str)

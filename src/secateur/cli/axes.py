@@ -84,14 +84,7 @@ def axes() -> dict[str, Axis]:
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
-        Axis(
-            "penalty",
-            "what makes weights small during training",
-            "",
-            "",
-            PENALTIES,
-            home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
-        ),
+        Axis("penalty", "what makes weights small during training", "train", "penalty", PENALTIES),
         Axis(
             "parametrisation",
             "how weights are made anew in every forward pass, so that training finds what goes",

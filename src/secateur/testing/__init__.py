@@ -26,10 +26,11 @@ from secateur.testing.oracles import (
     select_k,
 )
 from secateur.testing.parametrisation_laws import check_parametrisation
-from secateur.testing.penalty_laws import check_penalty
+from secateur.testing.penalty_laws import check_activity_penalty, check_penalty
 
 __all__ = [
     "LAYOUTS",
+    "check_activity_penalty",
     "check_allocation",
     "check_group_score",
     "check_parametrisation",
