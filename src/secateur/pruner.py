@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import CheckpointError, MissingStatsError, TargetError
 from secateur.masking import Masking, WeightMasking
-from secateur.masks import MaskKeeper, check_masks
+from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
 from secateur.patterns import Channel
 from secateur.prunable import Found
@@ -210,10 +211,13 @@ class Pruner:
         )
 
     def _prune_to(self, level: float, *, last: bool) -> None:
-        masks = self._masking.masks(level, self.masks, last=last)
+        update = self._masking.update(level, self.masks, last=last)
         self._asked = self.method.goal.value if last else self._masking.asked(level)
-        self._keeper.set(masks)
-        self._keeper.clear_state(masks)
+        with torch.no_grad():
+            for name, parameter in parameters_of(self.model, update.values).items():
+                parameter.copy_(update.values[name])
+        self._keeper.set(update.masks)
+        self._keeper.clear_state(update.masks)
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""

@@ -64,7 +64,7 @@ def test_the_recipe_on_a_card_is_valid(axis, name):
     ids=lambda x: str(x)[:40],
 )
 def test_the_python_on_a_card_runs(axis, name):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
     names = {
         "secateur": secateur,
         "Channel": Channel,
@@ -79,7 +79,7 @@ def test_the_python_on_a_card_runs(axis, name):
     made = {
         "unit-score": lambda: names["method"].score,
         "unit-pattern": lambda: names["method"].pattern,
-        "penalty": lambda: names["penalised"].penalty,
+        "parametrisation": lambda: names["wrapped"].parametrisation,
         "dynamics": lambda: names["trainer"].dynamics,
     }[axis.name]()
     required = {o.name: getattr(made, o.name) for o in cards.card(axis, name).options if o.required}

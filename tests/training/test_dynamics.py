@@ -13,16 +13,16 @@ from torch import Tensor
 from secateur.errors import RecipeError, UnknownNameError
 from secateur.testing import check_dynamics
 from secateur.training import ACDC, SET, GraNet, RigL, SoftFilter, Static
-from secateur.types import Connections, Moment, Move
+from secateur.types import Connections, Move, Turn
 
 FAST = settings(max_examples=100, deadline=None, database=None)
 
 
-def moment(units: dict[str, Connections], time: int) -> Moment:
+def turn(units: dict[str, Connections], time: int) -> Turn:
     def same(flags: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(flags)
 
-    return Moment(time, 0.5, units, lambda level: {n: u.active for n, u in units.items()}, same, same)
+    return Turn(time, 0.5, units, lambda level: {n: u.active for n, u in units.items()}, same, same)
 
 
 @st.composite
@@ -44,7 +44,7 @@ def layers(draw: st.DrawFn) -> dict[str, Connections]:
 @given(layers(), st.floats(0.0, 1.0), st.integers(1, 99))
 def test_no_layer_gains_or_loses_a_unit(units: dict[str, Connections], fraction: float, time: int) -> None:
     for dynamics in (RigL(end=100, every=1, fraction=fraction), SET(3, fraction, unit="steps")):
-        move = dynamics.update(moment(units, time))
+        move = dynamics.update(turn(units, time))
         for name, unit in units.items():
             active, had = move.masks[name], unit.active
             assert int(active.sum()) == int(had.sum())
@@ -82,7 +82,7 @@ def test_rigl_is_the_published_update(n: int, seed: int, time: int, fraction: fl
     w = w * mask
     units = {"w": Connections(torch.tensor(w).abs(), torch.tensor(mask), torch.tensor(g).abs())}
     rigl = RigL(end=100, every=1, fraction=fraction)
-    move = rigl.update(moment(units, time))
+    move = rigl.update(turn(units, time))
     now = fraction / 2 * (1 + math.cos(time * math.pi / 100))
     after, new = literal_update(w, mask, g, now)
     assert move.masks["w"].tolist() == after.tolist()
@@ -111,11 +111,11 @@ def test_by_hand() -> None:
     sizes = torch.tensor([5.0, 1.0, 3.0, 4.0, 0.0, 0.0])
     active = torch.tensor([True, True, True, True, False, False])
     units = {"w": Connections(sizes, active, torch.tensor([9.0, 0.1, 9.0, 9.0, 0.2, 0.3]))}
-    move = RigL(end=2, every=1, fraction=0.5).update(moment(units, 1))
+    move = RigL(end=2, every=1, fraction=0.5).update(turn(units, 1))
     assert move.masks["w"].tolist() == [True, False, True, True, False, True]
     assert move.zero["w"].tolist() == [False, False, False, False, False, True]
     back = {"w": replace(units["w"], gradients=torch.tensor([0.0, 0.9, 0.0, 0.0, 0.2, 0.3]))}
-    move = RigL(end=2, every=1, fraction=0.5).update(moment(back, 1))
+    move = RigL(end=2, every=1, fraction=0.5).update(turn(back, 1))
     assert torch.equal(move.masks["w"], active), "dropped, and grown again"
     assert not bool(move.zero["w"].any()), "so it has never left"
 
@@ -126,15 +126,15 @@ def test_set_draws_evenly_and_depends_on_seed_time_and_name() -> None:
     units = {"w": Connections(torch.arange(n) * active * 1.0, active, torch.empty(0))}
     drawn = torch.zeros(n)
     for time in range(1, 2001):
-        drawn += SET(0, unit="steps").update(moment(units, time)).masks["w"]
+        drawn += SET(0, unit="steps").update(turn(units, time)).masks["w"]
     # 6 of the 26 that do not stay, 2000 times: 461.5 on average, standard deviation 18.8
     assert bool((drawn[6:20] == 2000).all())
     assert float((torch.cat([drawn[:6], drawn[20:]]) - 2000 * 6 / 26).abs().max()) < 5 * 18.8
-    move = SET(0).update(moment(units, 1)).masks["w"]
-    assert torch.equal(move, SET(0).update(moment(units, 1)).masks["w"])
-    assert not torch.equal(move, SET(1).update(moment(units, 1)).masks["w"])
-    assert not torch.equal(move, SET(0).update(moment(units, 2)).masks["w"])
-    assert not torch.equal(move, SET(0).update(moment({"v": units["w"]}, 1)).masks["v"])
+    move = SET(0).update(turn(units, 1)).masks["w"]
+    assert torch.equal(move, SET(0).update(turn(units, 1)).masks["w"])
+    assert not torch.equal(move, SET(1).update(turn(units, 1)).masks["w"])
+    assert not torch.equal(move, SET(0).update(turn(units, 2)).masks["w"])
+    assert not torch.equal(move, SET(0).update(turn({"v": units["w"]}, 1)).masks["v"])
 
 
 def test_the_phases_of_the_paper() -> None:
@@ -223,7 +223,7 @@ LAWS = {
     "keeps 1 units|keeps .* level": lambda move, m: replace(move, masks={**move.masks, "a": ~move.masks["a"]}),
     "beyond the target": lambda move, m: replace(move, level=0.9),
     "fit no weight": lambda move, m: replace(move, zero={"nobody": torch.ones(3, dtype=torch.bool)}),
-    "changes its moment": lambda move, m: (m.units["a"].sizes.add_(1), move)[1],
+    "changes its turn": lambda move, m: (m.units["a"].sizes.add_(1), move)[1],
     "another move": lambda move, m: replace(move, zero={n: torch.rand(t.shape) < 0.5 for n, t in move.zero.items()}),
     "units and had": lambda move, m: Move(_shifted(move.masks), move.level, clear=_all(move.masks)),
 }

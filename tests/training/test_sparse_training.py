@@ -445,6 +445,17 @@ def test_coupled_units_may_stay_where_they_are() -> None:
     assert [layer.out_features for layer in model if isinstance(layer, nn.Linear)] == [8, 8, 3]
 
 
+def test_a_solver_is_refused() -> None:
+    class Solver:
+        needs = frozenset()
+
+        def solve(self, weights: object, masks: object, stats: object) -> dict[str, Tensor]:
+            return {}
+
+    with pytest.raises(RecipeError, match="solver.*training makes up for what goes"):
+        SparseTraining(mlp(), replace(ERK, solver=Solver()), Static())
+
+
 def test_an_unknown_need_is_refused() -> None:
     class Curious(RigL):
         needs = frozenset({"hessian"})

@@ -58,7 +58,7 @@ def axes() -> dict[str, Axis]:
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
-    from secateur.training import DYNAMICS
+    from secateur.training import DYNAMICS, PARAMETRISATIONS
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
     norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
@@ -84,13 +84,14 @@ def axes() -> dict[str, Axis]:
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
+        Axis("penalty", "what makes weights small during training", "train", "penalty", PENALTIES),
         Axis(
-            "penalty",
-            "what makes weights small during training",
+            "parametrisation",
+            "how weights are made anew in every forward pass, so that training finds what goes",
             "",
             "",
-            PENALTIES,
-            home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
+            PARAMETRISATIONS,
+            home=("secateur.training", "wrapped = Reparametrised(model, {})"),
         ),
         Axis(
             "dynamics",

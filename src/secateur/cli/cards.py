@@ -248,7 +248,7 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     values = [(n, v) for n, v in values if plain[n].default == v]
     required = [(o.name, _example(axis, o.name)) for o in options if o.required]
     shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in (*required, *values)]
-    also = [name for name in ("Penalised", "SparseTraining") if name in use]
+    also = [name for name in ("Reparametrised", "SparseTraining") if name in use]
     imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels

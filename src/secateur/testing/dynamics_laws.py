@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.testing.oracles import select_k
-from secateur.types import Connections, Dynamics, Masks, Moment, Move, Tensors
+from secateur.types import Connections, Dynamics, Masks, Move, Tensors, Turn
 
 _SHAPES: Mapping[str, tuple[int, ...]] = {"a": (4, 5), "b": (3, 2, 2), "one": (1, 1), "zero": (2, 6)}
 _FINAL = 0.7
@@ -70,7 +70,7 @@ def _choose(weights: Tensors, masks: Tensors, level: float) -> Masks:
 
 
 def _move(dynamics: Dynamics, time: int, weights: Tensors, masks: Masks) -> Move:
-    """Update twice, from the same moment, which must not change."""
+    """Update twice, from the same turn, which must not change."""
     noise = {name: torch.randn(s, generator=torch.Generator().manual_seed(99 + i)) for i, (name, s) in _numbered()}
     units = {
         name: Connections(
@@ -81,7 +81,7 @@ def _move(dynamics: Dynamics, time: int, weights: Tensors, masks: Masks) -> Move
         for name, weight in weights.items()
     }
     before = {name: (u.sizes.clone(), u.active.clone(), u.gradients.clone()) for name, u in units.items()}
-    moment = Moment(
+    turn = Turn(
         time,
         _FINAL,
         units if "units" in dynamics.needs else {},
@@ -89,13 +89,13 @@ def _move(dynamics: Dynamics, time: int, weights: Tensors, masks: Masks) -> Move
         lambda tensors: {name: tensors[name].flatten() for name in _SHAPES},
         lambda tensors: {name: tensors[name].view(_SHAPES[name]) for name in _SHAPES},
     )
-    move, again = dynamics.update(moment), dynamics.update(moment)
+    move, again = dynamics.update(turn), dynamics.update(turn)
     for one, two in zip(_tables(move), _tables(again), strict=True):
         same = one.keys() == two.keys() and all(torch.equal(m, two[n]) for n, m in one.items())
         _require(same, dynamics, f"at {time}: a second call gives another move")
     for name, u in units.items():
         kept = all(map(torch.equal, before[name], (u.sizes, u.active, u.gradients)))
-        _require(kept, dynamics, f"at {time}: changes its moment")
+        _require(kept, dynamics, f"at {time}: changes its turn")
     return move
 
 

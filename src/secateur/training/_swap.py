@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import RecipeError
 from secateur.select import keep_top_k
-from secateur.types import Connections, Moment, Move
+from secateur.types import Connections, Move, Turn
 
 Growth = Callable[[str, Connections], Tensor]
 """Says of each unit how much it deserves to grow; only inactive ones are asked."""
@@ -78,10 +78,10 @@ def swap(units: Mapping[str, Connections], fraction: float, growth: Growth) -> d
     return out
 
 
-def moved(moment: Moment, active: Mapping[str, Tensor], level: float) -> Move:
+def moved(turn: Turn, active: Mapping[str, Tensor], level: float) -> Move:
     """Return the move to other active units: new ones start at zero, without momentum.
 
     What was dropped and grew again in one move has never left, and keeps both.
     """
-    new = moment.expand({name: flags & ~moment.units[name].active for name, flags in active.items()})
-    return Move(moment.expand(active), level, zero=new, clear=new)
+    new = turn.expand({name: flags & ~turn.units[name].active for name, flags in active.items()})
+    return Move(turn.expand(active), level, zero=new, clear=new)

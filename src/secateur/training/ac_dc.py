@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice
 from secateur.training._swap import check_whole
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
 
@@ -107,8 +107,8 @@ class ACDC:
         """Where a phase begins."""
         return any(time == begin for begin, _ in self.phases)
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Compress or decompress."""
-        if dict(self.phases)[moment.time] == "dense":
+        if dict(self.phases)[turn.time] == "dense":
             return Move({}, 0.0, restart=True)
-        return Move(moment.select(moment.final), moment.final)
+        return Move(turn.select(turn.final), turn.final)

@@ -8,7 +8,7 @@ from typing import Literal
 from secateur.errors import RecipeError, TargetError
 from secateur.schedules import Schedule, cubic
 from secateur.training._swap import check_fraction, check_whole, cosine, moved, swap
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
 
@@ -81,10 +81,10 @@ class GraNet:
         """At each interval."""
         return max(self.begin, 1) <= time <= self.end and (time - self.begin) % self.every == 0
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Prune, then swap."""
-        level = self.schedule.level((moment.time - self.begin) // self.every, moment.final)
-        left = moment.reduce(moment.select(level))
-        pruned = {name: replace(units, active=left[name]) for name, units in moment.units.items()}
-        now = cosine(self.fraction, (moment.time - self.begin) / (self.end - self.begin))
-        return moved(moment, swap(pruned, now, lambda name, units: units.gradients), level)
+        level = self.schedule.level((turn.time - self.begin) // self.every, turn.final)
+        left = turn.reduce(turn.select(level))
+        pruned = {name: replace(units, active=left[name]) for name, units in turn.units.items()}
+        now = cosine(self.fraction, (turn.time - self.begin) / (self.end - self.begin))
+        return moved(turn, swap(pruned, now, lambda name, units: units.gradients), level)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice
 from secateur.training._swap import check_fraction, check_whole, cosine, moved, swap
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
 
@@ -94,7 +94,7 @@ class RigL:
         """Return the fraction that is swapped at a time."""
         return cosine(self.fraction, (time - self.begin) / (self.end - self.begin))
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Swap."""
-        active = swap(moment.units, self.fraction_at(moment.time), lambda name, units: units.gradients)
-        return moved(moment, active, moment.final)
+        active = swap(turn.units, self.fraction_at(turn.time), lambda name, units: units.gradients)
+        return moved(turn, active, turn.final)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice
 from secateur.training._swap import check_fraction, check_whole, moved, noise, swap
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
 
@@ -78,7 +78,7 @@ class SET:
         """At each multiple of ``every``."""
         return time > 0 and time % self.every == 0 and (self.end is None or time <= self.end)
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Swap."""
-        active = swap(moment.units, self.fraction, noise(self.seed, moment.time))
-        return moved(moment, active, moment.final)
+        active = swap(turn.units, self.fraction, noise(self.seed, turn.time))
+        return moved(turn, active, turn.final)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice
 from secateur.training._swap import check_whole
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
 
@@ -19,7 +19,7 @@ class SoftFilter:
     Which they are is the method's business: in the paper a filter's L2 norm and one fraction of every layer,
     ``Method(target=target, pattern=Channel(reduce_by="l2"), allocate=Layerwise())``. In between nothing is masked, and
     a filter that the loss asks for grows back. The last time masks them for good, and ``secateur.shrink_`` with these
-    masks cuts them out. Momentum stays, as in the paper.
+    masks cuts them out. Turnum stays, as in the paper.
 
     Until the end only the filter itself goes to zero. With its bias and its norm at zero too, a ReLU behind it would
     pass no gradient, and nothing could grow back; masks cover them.
@@ -69,9 +69,9 @@ class SoftFilter:
         """After each interval, and at the end."""
         return time == self.end or (0 < time < self.end and time % self.every == 0)
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Zero, or mask."""
-        masks = moment.select(moment.final)
-        if moment.time == self.end:
-            return Move(masks, moment.final)
-        return Move({}, 0.0, zero={name: ~masks[name] for name in moment.units})
+        masks = turn.select(turn.final)
+        if turn.time == self.end:
+            return Move(masks, turn.final)
+        return Move({}, 0.0, zero={name: ~masks[name] for name in turn.units})

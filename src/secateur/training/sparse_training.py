@@ -21,7 +21,7 @@ from secateur.select import check_scores
 from secateur.stats.gradients import LossFn
 from secateur.structure.masking import UnitMasking
 from secateur.targets import Target
-from secateur.types import Connections, Dynamics, LayerReport, Masks, Moment, Move, PruneReport, Tensors
+from secateur.types import Connections, Dynamics, LayerReport, Masks, Move, PruneReport, Tensors, Turn
 
 STATE_VERSION = 1
 
@@ -182,7 +182,7 @@ class SparseTraining:
             self._steps += 1
             self._keeper.reapply()
             return None
-        self._go(self.dynamics.update(self._moment(time)))
+        self._go(self.dynamics.update(self._turn(time)))
         self._steps += 1  # only now: a refused move can be asked for again
         return self.report()
 
@@ -194,9 +194,9 @@ class SparseTraining:
         return None if within else epochs
 
     def _select(self, level: float) -> Masks:
-        return self._masking.masks(level, self.masks, last=level >= self._masking.share)
+        return self._masking.update(level, self.masks, last=level >= self._masking.share).masks
 
-    def _moment(self, time: int) -> Moment:
+    def _turn(self, time: int) -> Turn:
         weights, pattern = self.found.weights, self.method.masking
 
         def reduce(masks: Tensors) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ class SparseTraining:
             return out
 
         units = self._units() if "units" in self.dynamics.needs else {}
-        return Moment(time, self._masking.share, units, self._select, reduce, expand)
+        return Turn(time, self._masking.share, units, self._select, reduce, expand)
 
     def _units(self) -> dict[str, Connections]:
         pattern, weights = self.method.masking, self.found.weights
@@ -337,6 +337,11 @@ def _check(method: Method, dynamics: Dynamics, coupled: bool, steps_per_epoch: i
         raise RecipeError(
             f"the schedule {method.schedule.curve} and {dynamics} exclude each other: both say when. Leave the "
             "schedule out, or use a Pruner"
+        )
+    if method.solver is not None:
+        raise RecipeError(
+            f"the solver {method.solver} and {dynamics} exclude each other: here training makes up for what goes. "
+            "Leave the solver out, or use a Pruner"
         )
     if dynamics.needs - {"units", "gradients"}:
         raise MissingStatsError(f"{dynamics} needs {sorted(dynamics.needs)}; units and gradients are what there is")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from secateur.types import Moment, Move
+from secateur.types import Move, Turn
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ class Static:
         """Never."""
         return False
 
-    def update(self, moment: Moment) -> Move:
+    def update(self, turn: Turn) -> Move:
         """Stay."""
-        return Move(moment.select(moment.final), moment.final)
+        return Move(turn.select(turn.final), turn.final)
