@@ -452,7 +452,7 @@ def test_a_solver_is_refused() -> None:
         def solve(self, weights: object, masks: object, stats: object) -> dict[str, Tensor]:
             return {}
 
-    with pytest.raises(RecipeError, match="solver.*training makes up for what goes"):
+    with pytest.raises(RecipeError, match=r"solver.*training makes up for what goes"):
         SparseTraining(mlp(), replace(ERK, solver=Solver()), Static())
 
 
