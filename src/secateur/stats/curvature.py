@@ -307,8 +307,27 @@ class HessianGradient:
 
 def _first(who: object, loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return gradients that can be differentiated again; those that cannot depend on the weights no more."""
-    found = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+    # A seed that wants a gradient makes functions that are differentiable only once leave a mark in the graph; without
+    # one they pass for constants, and the second derivative comes out wrong in silence.
+    seed = torch.ones_like(loss).requires_grad_()
+    found = torch.autograd.grad(loss, list(parameters.values()), seed, create_graph=True, allow_unused=True)
+    _check_twice(who, [g for g in found if g is not None])
     return {n: g for n, g in zip(parameters, found, strict=True) if g is not None and g.requires_grad}
+
+
+def _check_twice(who: object, gradients: list[Tensor]) -> None:
+    left = [g.grad_fn for g in gradients]
+    seen = set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise MissingStatsError(
+                f"{who}: this loss cannot be differentiated twice: a function of your own is marked once_differentiable"
+            )
+        left.extend(parent for parent, _ in node.next_functions)
 
 
 def _second(

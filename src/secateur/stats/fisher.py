@@ -178,10 +178,12 @@ def over_samples(
     each = vmap(build(run), in_dims=(None, *[0] * len(samples.places)))
     for start in range(0, samples.count, chunk):
         try:
-            yield each(parameters, *[t[start : start + chunk] for t in samples.tensors])
+            with torch.no_grad():  # torch.func differentiates all the same; no graph to the other parameters is kept
+                values = each(parameters, *[t[start : start + chunk] for t in samples.tensors])
         except (RuntimeError, ValueError, NotImplementedError) as error:
             first = str(error).strip().split("\n")[0]
             raise MissingStatsError(
                 f"{who}: torch.func cannot vectorise this model and loss over samples ({first}). Control flow on data, "
                 'random draws and some recurrent kernels forbid it; per_sample = "loop" goes sample by sample'
             ) from error
+        yield values
