@@ -56,7 +56,10 @@ class Statistic(Protocol):
 
     @property
     def uses(self) -> frozenset[str]:
-        """What it looks at, of ``"loss"``, ``"batches"`` and ``"example_inputs"``; missing ones are refused early."""
+        """What it looks at: ``"loss"``, ``"batches"``, ``"example_inputs"``; missing ones are refused early.
+
+        ``"trajectory"`` stands for a training that nobody has watched yet.
+        """
         ...
 
     @property

@@ -72,7 +72,20 @@ COUPLED = BASE | {
     },
     "checkpoint": {"every_steps": 2},
 }
-RECIPES = {"iterative": ITERATIVE, "rewound": REWOUND, "gradual": GRADUAL, "mapped": MAPPED, "coupled": COUPLED}
+WATCHED = ITERATIVE | {
+    "prune": ITERATIVE["prune"] | {"score": {"name": "karnin"}},
+    "checkpoint": {"every_steps": 2},
+}
+WATCHED_REWOUND = REWOUND | {"prune": REWOUND["prune"] | {"score": {"name": "movement"}}}
+RECIPES = {
+    "watched": WATCHED,
+    "watched rewound": WATCHED_REWOUND,
+    "iterative": ITERATIVE,
+    "rewound": REWOUND,
+    "gradual": GRADUAL,
+    "mapped": MAPPED,
+    "coupled": COUPLED,
+}
 
 
 class Killer(Silent):

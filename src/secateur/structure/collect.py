@@ -17,6 +17,7 @@ from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect_products
 from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats.trajectory import HOW
 from secateur.structure.readers import Reader, readers_of
 from secateur.structure.views import role_of, rows_of
 from secateur.types import GroupScore, Need, OutputScore, Source, Statistic, Stats, Tensors
@@ -28,8 +29,12 @@ UNIT_STATISTICS = frozenset({"unit_product", "unit_product_square", "unit_produc
 
 ELEMENT_STATISTICS = frozenset({"gradient", "absolute_gradient"})
 
-PRODUCT_STATISTICS = frozenset({"activation_product", "activation_product_square", "activation_product_absolute"})
-"""Sums of activation times gradient over what reads a unit, per sample."""
+PRODUCT_STATISTICS = frozenset(
+    {"activation_product", "activation_product_square", "activation_product_absolute", "activation_product_recent"}
+)
+"""Sums of activation times gradient over what reads a unit, per sample; the recent one favours the latest batches."""
+
+RECENT = "activation_product_recent"
 
 CENTRED = "centred_product_square"
 """The same, squared, with activations counted from their mean."""
@@ -119,6 +124,8 @@ def check_needs(score: GroupScore, loss_fn: LossFn | None, batches: Batches | No
         _given(score, batches)
     if "loss" in uses:
         _needed(score, loss_fn)
+    if "trajectory" in uses:
+        raise MissingStatsError(f"{score} looks at what training did: {HOW}")
     by_loss = UNIT_STATISTICS | ELEMENT_STATISTICS
     if not isinstance(score, OutputScore):
         by_loss |= PRODUCT_STATISTICS | {CENTRED}
@@ -261,6 +268,9 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
         count += samples
         for name, product in products.of_batch(samples, found, out.silent):
             p = product * (samples if per_sample else 1)
+            if RECENT in needs:
+                old = sums[RECENT].get(name, torch.zeros_like(p[0]))
+                sums[RECENT][name] = 0.8 * old + 0.2 * p.mean(0)
             for need, total in (
                 ("activation_product", p.sum(0)),
                 ("activation_product_absolute", p.abs().sum(0)),
@@ -273,7 +283,8 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
         if group.name not in products.reached:
             out.silent.setdefault(group.name, _UNREACHED)
     for need, table in sums.items():
-        out.stats[need] = {n: v / count for n, v in table.items() if n not in out.silent}
+        share = 1 if need == RECENT else count
+        out.stats[need] = {n: v / share for n, v in table.items() if n not in out.silent}
 
 
 def _scalar(score: GroupScore, loss_fn: LossFn | None) -> tuple[Callable[[nn.Module, Any, int], Tensor], bool]:
