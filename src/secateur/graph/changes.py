@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -160,6 +160,12 @@ def _replace(undo: Undo, tensor: Tensor, small: Tensor, dims: Mapping[int, NDArr
     tensor.data = small
     if grad is not None:
         tensor.grad = slice_tensor(grad, dims)
+
+
+def drop_all_(model: nn.Module, drops: Iterable[Drop], undo: Undo) -> None:
+    """Take entries out of several containers, the innermost first: names change as those that stay count anew."""
+    for drop in sorted(drops, key=lambda d: len(f".{d.container}".rstrip(".").split(".")), reverse=True):
+        drop_(model, drop, undo)
 
 
 def drop_(model: nn.Module, drop: Drop, undo: Undo) -> None:

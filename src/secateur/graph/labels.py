@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.graph.axes import FIXED, Axes, Labels, Part
 from secateur.graph.components import components, components_of_rows, reshape_cells
+from secateur.graph.mentions import Mentions
 
 
 class Ledger:
@@ -30,6 +31,7 @@ class Ledger:
             sum. They are fixed, unless they are experts: a router that never chooses an expert gives it no share.
         chosen: Labels that ``topk`` chooses from, how many at a time, and where: experts, if their numbers are used to
             look things up.
+        mentions: Where code speaks of experts by number, and which entries of lists run.
     """
 
     def __init__(self) -> None:
@@ -39,6 +41,7 @@ class Ledger:
         self.spans: list[tuple[Labels, tuple[int, ...], Labels, str]] = []
         self.contested: list[tuple[Labels, str]] = []
         self.chosen: list[tuple[Labels, int, str]] = []
+        self.mentions = Mentions()
         self._left: list[Labels] = []
         self._right: list[Labels] = []
         self._frozen: list[tuple[Labels, str]] = []
@@ -49,7 +52,7 @@ class Ledger:
         """Return a ledger that can be constrained further without changing this one."""
         out = Ledger()
         out.count, out.blocks, out.spans = self.count, list(self.blocks), self.spans
-        out.contested, out.chosen = self.contested, self.chosen
+        out.contested, out.chosen, out.mentions = self.contested, self.chosen, self.mentions
         out._left, out._right, out._frozen = list(self._left), list(self._right), list(self._frozen)
         out._made, out._slices = self._made, self._slices
         return out
