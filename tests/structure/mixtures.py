@@ -139,6 +139,11 @@ class Listed(nn.Module):
             out = out + shares[:, i].unsqueeze(-1) * expert(x)
         return out
 
+    def columns(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
+        """Shares by slices of one column, read after the expert has run."""
+        shares = torch.zeros(len(x), self.num_experts).scatter(1, chosen, share)
+        return sum((e(x) * shares[:, i : i + 1] for i, e in enumerate(self.experts)), torch.zeros_like(x))
+
     def ahead(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
         """All masks first."""
         places = [torch.where(chosen == i) for i in range(len(self.experts))]
@@ -170,9 +175,32 @@ class Listed(nn.Module):
 
 
 WAYS = [
-    "enumerated", "ranged", "guarded", "masks", "hit", "one_by_one", "zipped", "dense", "dense_shares", "ahead",
+    "enumerated", "ranged", "guarded", "masks", "hit", "one_by_one", "zipped", "dense", "dense_shares", "columns",
+    "ahead",
     "itself",
 ]  # fmt: skip
+
+
+class Switch(Listed):
+    """One expert per token by ``argmax``, with room for so many tokens, under names that count; the router casts."""
+
+    def __init__(self, capacity: int = 9) -> None:
+        super().__init__(k=1)
+        self.capacity = capacity
+        self.experts = nn.ModuleDict({f"expert_{i}": expert for i, expert in enumerate(self.experts)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.router = self.router.to(torch.float32)
+        scores = (self.router(x) + self.correction).softmax(-1)
+        taken = F.one_hot(scores.argmax(-1), self.num_experts)
+        taken = taken * (taken.cumsum(0) <= self.capacity)
+        share, _ = scores.max(-1)
+        out = torch.zeros_like(x)
+        masks = taken.T
+        for number in (masks.sum(-1) > 0).nonzero():
+            (token,) = torch.where(masks[number].squeeze(0))
+            out.index_add_(0, token, self.experts[f"expert_{number[0]}"](x[token]) * share[token, None])
+        return x + out
 
 
 class Net(nn.Module):

@@ -22,7 +22,7 @@ from secateur.scores import Coupled, Magnitude, Random, Taylor
 from secateur.structure import find_groups, load_pruned, make_plan, save_pruned, shrink_, verify
 from secateur.structure.scoring import unit_scores
 from secateur.targets import Target
-from tests.structure.mixtures import EXPERTS, HIDDEN, WAYS, WIDTH, Gated, Listed, Mlp, Net, without
+from tests.structure.mixtures import EXPERTS, HIDDEN, WAYS, WIDTH, Gated, Listed, Mlp, Net, Switch, without
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(1))
 PREFIX = "mixtures.0.experts"
@@ -74,6 +74,48 @@ def test_experts_leave_their_list_with_their_rows(how: str, gate: str, k: int, t
     load_pruned(fresh, tmp_path)
     assert torch.equal(fresh(X), net(X))
     assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("capacity", [3, 9])
+def test_one_expert_per_token_in_a_dictionary(capacity: int, tmp_path: Path) -> None:
+    def fresh() -> Any:
+        torch.manual_seed(0)
+        return Net(Switch(capacity), Switch(capacity)).eval()
+
+    net = fresh()
+    dense = copy.deepcopy(net)
+    report = shrink_(net, experts(score=Random(seed=1)), X)
+    stay = kept_by(report.plan)
+    for number, kept in stay.items():
+        assert list(net.mixtures[number].experts) == [f"expert_{i}" for i in range(len(kept))]
+    assert any(kept != list(range(len(kept))) for kept in stay.values())
+    for seed in range(3):
+        torch.testing.assert_close(net(unseen(seed)), without(dense, stay, unseen(seed)), rtol=1e-5, atol=1e-6)
+    save_pruned(tmp_path, net)
+    again = fresh()
+    load_pruned(again, tmp_path)
+    assert torch.equal(again(X), net(X))
+
+
+def test_a_mixture_inside_an_expert() -> None:
+    class Outer(Listed):
+        def __init__(self) -> None:
+            super().__init__("enumerated", k=1, kinds=(Mlp, Mlp, lambda: Listed("masks"), Mlp, lambda: Listed("hit")))
+
+    torch.manual_seed(0)
+    net = Net(Outer()).eval()
+    dense = copy.deepcopy(net)
+    report = shrink_(net, experts(0.7, score=Random(seed=0)), X)
+    gone = {drop.container: drop.places for drop in report.plan.drops}
+    assert set(gone) > {PREFIX}
+    twin = copy.deepcopy(dense)
+    for container, places in gone.items():
+        mixture: Any = twin.get_submodule(container.rpartition(".")[0])
+        with torch.no_grad():
+            mixture.router.bias[list(places)] = -torch.inf
+            mixture.correction[list(places)] = -torch.inf
+    torch.testing.assert_close(net(unseen(0)), twin(unseen(0)), rtol=1e-5, atol=1e-6)
+    assert sum(p.numel() for p in net.parameters()) == report.parameters[1]
 
 
 def test_stacked_weights_of_the_same_experts_lose_the_same_ones() -> None:
@@ -182,8 +224,8 @@ def test_scores_see_all_that_an_expert_owns() -> None:
         mixture = net.mixtures[0]
         products.append(
             [
-                sum(float((p * p.grad)[e].sum()) for p in (mixture.router.weight, mixture.router.bias))
-                + float((mixture.correction * (0 if mixture.correction.grad is None else mixture.correction.grad))[e])
+                sum(float((p * p.grad).detach()[e].sum()) for p in (mixture.router.weight, mixture.router.bias))
+                + float((mixture.correction.detach() * (0 if mixture.correction.grad is None else mixture.correction.grad))[e])
                 + sum(0 if p.grad is None else float((p * p.grad).sum()) for p in mixture.experts[e].parameters())
                 for e in range(EXPERTS)
             ]

@@ -125,6 +125,7 @@ class Coupling:
         roots = ledger.roots()
         found = listed_experts(self.trace, roots)
         self.lists = tuple(found.lists)
+        ledger.singles = False
         for labels, why in found.refused:
             ledger.freeze(labels, why)
         experts = np.zeros(ledger.count, dtype=bool)

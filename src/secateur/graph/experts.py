@@ -14,6 +14,7 @@ from secateur.graph.axes import Axes, Labels, Part
 from secateur.graph.changes import Drop, Edit
 from secateur.graph.mentions import Entries, Mention
 from secateur.graph.record import Op
+from secateur.graph.spread import CHOICES
 from secateur.graph.trace import Trace
 
 
@@ -150,7 +151,7 @@ def _dense(recorded: Trace, some: Entries, key: tuple[int, ...], roots: Labels) 
 
 def _rows(op: Op, key: tuple[int, ...], roots: Labels) -> int | None:
     """Return how many times a router chooses, if the operator is its choice."""
-    if op.name != "aten::topk":
+    if op.name not in CHOICES:
         return None
     axes = op.inputs[0]
     own = any(part.labels.size == len(key) and tuple(roots[part.labels.ravel()].tolist()) == key for part in axes.parts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from secateur.graph.axes import Labels
+from secateur.graph.changes import prefix_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Mentions:
 
 
 def lists_of(model: nn.Module) -> tuple[Entries, ...]:
-    """Return every ``nn.ModuleList`` with several entries."""
+    """Return every ``nn.ModuleList`` with several entries, and every ``nn.ModuleDict`` whose keys count them."""
     names = {id(module): name for name, module in model.named_modules()}
     parents: dict[int, list[int]] = {}
     for module in model.modules():
@@ -113,7 +114,8 @@ def lists_of(model: nn.Module) -> tuple[Entries, ...]:
     holders = Counter({key: len(held) for key, held in parents.items()})
     out = []
     for name, container in model.named_modules():
-        if not isinstance(container, nn.ModuleList) or len(container) < 2:
+        counted = isinstance(container, nn.ModuleDict) and prefix_of(container._modules) is not None
+        if not (counted or isinstance(container, nn.ModuleList)) or len(container._modules) < 2:
             continue
         above, todo = {id(container)}, [id(container)]
         while todo:
@@ -121,7 +123,9 @@ def lists_of(model: nn.Module) -> tuple[Entries, ...]:
                 if parent not in above:
                     above.add(parent)
                     todo.append(parent)
-        shared = next((names[id(m)] for entry in container for m in entry.modules() if holders[id(m)] > 1), "")
+        shared = next(
+            (names[id(m)] for entry in container.children() for m in entry.modules() if holders[id(m)] > 1), ""
+        )
         entries = tuple(f"{name}.{key}" if name else key for key in container._modules)
         out.append(Entries(name, entries, frozenset(names[key] for key in above), shared))
     return tuple(out)

@@ -374,7 +374,10 @@ def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
         sizes = ", ".join(f"{g.name} ({g.units} units)" for g in coupling.groups[:5])
         return f"nothing can be pruned: every group is smaller than its rounding, or the ratio is too small: {sizes}"
     if coupling.unit == "expert" and not coupling.trace.ledger.chosen:
-        return "nothing can be pruned: because no router (topk) of this model chooses among the outputs of a parameter"
+        return (
+            "nothing can be pruned: because no router (topk, argmax, max) of this model chooses among the outputs of a "
+            "parameter"
+        )
     if constraints.whole:
         return "nothing can be pruned: because " + "; ".join(list(dict.fromkeys(constraints.whole.values()))[:3])
     rows = [coupling.why_fixed(leaf.name) for leaf in coupling.trace.leaves if leaf.kind == "parameter"]

@@ -15,12 +15,15 @@ from secateur.graph.labels import Ledger
 if TYPE_CHECKING:
     from secateur.graph.record import Op
 
+CHOICES = frozenset({"aten::topk", "aten::argmax", "aten::max"})
+"""Operators by which a router chooses: the highest along a dimension, by place."""
+
 MOST_PASSES = 8
 """Forwards that reach all experts, at most: with few tokens and many experts, some are left to the router."""
 
 
 def spreading(func: Any, spread: int) -> Callable[..., Any]:
-    """Return an operator, or in place of ``topk`` one that takes turns.
+    """Return an operator, or in place of one that chooses along a dimension one that takes turns.
 
     The first row gets the first ``k``, the next one those that follow, from the start again after the last. What is
     chosen depends on places alone, so two models that have the same experts choose the same.
@@ -29,14 +32,21 @@ def spreading(func: Any, spread: int) -> Callable[..., Any]:
         func: The operator.
         spread: Which pass: the second one goes on where the first has ended. 0 for the operator itself.
     """
-    if not spread or op_name(func) != "aten::topk":
+    name = op_name(func)
+    if not spread or name not in CHOICES:
         return func  # type: ignore[no-any-return]
 
-    def topk(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def chosen(*args: Any, **kwargs: Any) -> Any:
         bound = bind(func, args, kwargs)
-        return _in_turn(bound["self"], bound["k"], bound["dim"], spread)
+        x, dim = bound["self"], bound.get("dim")
+        if dim is None or not x.dim():  # of all elements, or of two tensors
+            return func(*args, **kwargs)
+        found = _in_turn(x, bound.get("k", 1), dim, spread)
+        if name != "aten::topk" and not bound["keepdim"]:
+            found = found[0].squeeze(dim), found[1].squeeze(dim)
+        return found[1] if name == "aten::argmax" else found
 
-    return topk
+    return chosen
 
 
 def _in_turn(x: Tensor, k: int, dim: int, spread: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +73,7 @@ def passes_to_reach_all(ops: Sequence[Op], ledger: Ledger) -> int:
     sizes = {len(some.names) for some in ledger.mentions.lists} if ledger.mentions.made else set()
     most = 0
     for labels, k, _ in ledger.chosen:
-        shapes = [op.inputs[0].shape for op in ops if op.name == "aten::topk"]
+        shapes = [op.inputs[0].shape for op in ops if op.name in CHOICES]
         rows = min((math.prod(s) // labels.size for s in shapes if labels.size in s), default=0)
         if labels.size in sizes and rows:
             most = max(most, -(-labels.size // (rows * k)))

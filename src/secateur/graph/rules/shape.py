@@ -213,6 +213,8 @@ def slice_(call: Call) -> None:
         start = min(max(given + size if given < 0 else given, 0), size)
         step = call["step"] or 1
         run = call.ledger.slice(labels, start, min(start + out.shape[dim] * step, size), step)
+        if out.shape[dim] == 1:
+            call.mention(labels, start)
         if out.shape[dim] == 1 and given not in (0, -1):  # its place changes with what goes before it
             result.owed.append((labels, call.ledger.where))
         result.parts += _live([Part([dim], run)])
