@@ -144,6 +144,19 @@ class Listed(nn.Module):
         shares = torch.zeros(len(x), self.num_experts).scatter(1, chosen, share)
         return sum((e(x) * shares[:, i : i + 1] for i, e in enumerate(self.experts)), torch.zeros_like(x))
 
+    def in_order(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
+        """Tokens sorted by expert; Python reads how many each gets."""
+        counts = chosen.new_zeros(len(x), len(self.experts)).scatter_(1, chosen, 1).sum(0)
+        order = chosen.view(-1).argsort(stable=True)
+        rows, start, out = x[order // chosen.shape[1]], 0, []
+        for i, count in enumerate(counts.tolist()):
+            if count:
+                out.append(self.experts[i](rows[start : start + count]))
+                start += count
+        back = torch.empty_like(rows)
+        back[order] = torch.cat(out)
+        return (back.view(*chosen.shape, -1) * share[..., None]).sum(1)
+
     def ahead(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
         """All masks first."""
         places = [torch.where(chosen == i) for i in range(len(self.experts))]
@@ -176,8 +189,7 @@ class Listed(nn.Module):
 
 WAYS = [
     "enumerated", "ranged", "guarded", "masks", "hit", "one_by_one", "zipped", "dense", "dense_shares", "columns",
-    "ahead",
-    "itself",
+    "in_order", "ahead", "itself",
 ]  # fmt: skip
 
 

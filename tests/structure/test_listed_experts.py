@@ -225,7 +225,11 @@ def test_scores_see_all_that_an_expert_owns() -> None:
         products.append(
             [
                 sum(float((p * p.grad).detach()[e].sum()) for p in (mixture.router.weight, mixture.router.bias))
-                + float((mixture.correction.detach() * (0 if mixture.correction.grad is None else mixture.correction.grad))[e])
+                + float(
+                    (mixture.correction.detach() * (0 if mixture.correction.grad is None else mixture.correction.grad))[
+                        e
+                    ]
+                )
                 + sum(0 if p.grad is None else float((p * p.grad).sum()) for p in mixture.experts[e].parameters())
                 for e in range(EXPERTS)
             ]

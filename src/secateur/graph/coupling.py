@@ -353,8 +353,11 @@ class Coupling:
         Not so where a scalar is turned round that is read in the loop over experts, or after it: which one it is
         depends on how many there are.
         """
-        scopes = {scope for some in self.lists for scope in some.scopes}
-        return not (example.turns and any(_is_in(read, scope) for read in example.reads_in for scope in scopes))
+        return not (example.turns and any(map(self.in_lists, example.reads_in)))
+
+    def in_lists(self, module: str) -> bool:
+        """Whether a module picks from lists of experts, or is part of one that does."""
+        return any(_is_in(module, scope) for some in self.lists for scope in some.scopes)
 
     @cached_property
     def _reasons(self) -> dict[int, str]:

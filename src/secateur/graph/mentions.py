@@ -79,6 +79,11 @@ class Mentions:
         self.lists = lists_of(model)
         self._places = {name: (some.container, place) for some in self.lists for place, name in enumerate(some.names)}
 
+    @property
+    def sizes(self) -> set[int]:
+        """Numbers of entries."""
+        return {len(some.names) for some in self.lists}
+
     def start(self) -> None:
         """Begin another recording."""
         self._open, self._last = [], None

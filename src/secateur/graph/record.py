@@ -228,10 +228,15 @@ class Recorder(Decomposing):
 
     def escape(self, tensor: Tensor, how: str) -> Tensor:
         """Note that Python code reads a tensor's values, which no label can follow; return the values to read."""
-        numbers = self.axes(tensor).numbers
-        if numbers is not None:
-            self.mention(numbers, None)
-        self.ledger.freeze_all(self.axes(tensor), self._here(f"values read by {how}"))
+        axes, why = self.axes(tensor), self._here(f"values read by {how}")
+        if axes.numbers is not None:
+            self.mention(axes.numbers, None)
+        labels = axes.labels(0) if len(axes.shape) == 1 else None
+        if labels is not None and labels.size in self.ledger.mentions.sizes:  # how many tokens each expert gets, say
+            self.ledger.contested.append((labels, why))
+            self.mention(labels, None)
+        else:
+            self.ledger.freeze_all(axes, why)
         return tensor
 
     def sized(self, tensor: Tensor, dim: int, why: str) -> None:

@@ -53,10 +53,11 @@ class ShapeCheck(Decomposing):
     """Compares the shape of every result with the predicted one, as long as the same operators run.
 
     Args:
-        expected: Operator name and shapes of its results, in order.
+        expected: Operator name, shapes of its results, and whether these may depend on which experts are left: how
+            many tokens each gets, say. In order.
     """
 
-    def __init__(self, expected: Sequence[tuple[str, list[tuple[int, ...] | None]]]) -> None:
+    def __init__(self, expected: Sequence[tuple[str, list[tuple[int, ...] | None], bool]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.expected = expected
         self.done = 0
@@ -76,13 +77,12 @@ class ShapeCheck(Decomposing):
         if place == len(self.expected) or self.expected[place][0] != name:
             self.aligned = name in _LAYOUT
             return out
-        shapes = self.expected[place][1]
+        _, shapes, varies = self.expected[place]
         tensors = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
         for tensor, shape in zip(tensors, shapes, strict=False):
             if shape is not None and tuple(tensor.shape) != shape:
-                if name in _BY_VALUE or _by_mask(
-                    args
-                ):  # other values than those recorded; what follows cannot be predicted
+                # Other values than those recorded; what follows cannot be predicted.
+                if varies or name in _BY_VALUE or _by_mask(args):
                     self.aligned = False
                     return out
                 self.ran -= 1
@@ -162,7 +162,14 @@ class Repair:
                 kept[id(axes)] = axes
             return shapes[id(axes)]
 
-        self.expected = [(op.name, [after(a) if a.known else None for a in op.outputs]) for op in coupling.trace.ops]
+        self.expected = [
+            (
+                op.name,
+                [after(a) if a.known else None for a in op.outputs],
+                coupling.in_lists(op.module) and all(after(a) == a.shape for a in op.outputs),
+            )
+            for op in coupling.trace.ops
+        ]
         left = coupling.units_by_group(alive)
         self._own: dict[str, dict[int, Counter[int]]] = {}
         for op, axes in iter_parts(coupling.trace.ops):

@@ -70,7 +70,7 @@ def passes_to_reach_all(ops: Sequence[Op], ledger: Ledger) -> int:
     Returns:
         0 where no router chooses among as many as a list of modules has entries.
     """
-    sizes = {len(some.names) for some in ledger.mentions.lists} if ledger.mentions.made else set()
+    sizes = ledger.mentions.sizes if ledger.mentions.made else set()
     most = 0
     for labels, k, _ in ledger.chosen:
         shapes = [op.inputs[0].shape for op in ops if op.name in CHOICES]
