@@ -582,7 +582,8 @@ class GroupReport:
         name: Its name.
         units: Units before.
         kept: Units after.
-        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``.
+        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``, and modules that go with
+            its units, ``"mixture.experts.3"``.
     """
 
     name: str
