@@ -89,7 +89,13 @@ PENALTIES = (
 
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
-ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
+ALLOCATIONS = (
+    Case("layerwise"),
+    Case("global"),
+    Case("isomorphic"),
+    Case("per_round"),
+    Case("per_round", {"rate": 0.4, "slower": ("[acfpwx2]*",), "factor": 0.25}),  # some of every problem's layers
+)
 
 SCHEDULES = (
     Case("one_shot", {}, {"updates": 1, "last": 0}),

@@ -254,21 +254,21 @@ class Recipe(Section):
             if name not in FORMATS:
                 raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
         _check_coupled(method)
-        recovery.training_epoch(self.train.epochs)
+        recovery.check(self.train.epochs)
         schedule = method.schedule
-        if schedule.unit == "epochs":
-            where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
-            epochs = self.train.epochs if method.when == "during" else recovery.epochs
-            if schedule.time(schedule.updates - 1) > epochs or not epochs:
-                raise RecipeError(
-                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, but {where} = {epochs}: "
-                    "the target would never be reached"
-                )
         if recovery.rewinds_weights and schedule.unit != "rounds" and method.when == "after":
             raise RecipeError(
                 "recover.retrain 'weight_rewinding' and a schedule in steps or epochs after training exclude each "
                 "other: rewinding starts a round. Use a schedule with unit = 'rounds'"
             )
+        if schedule.unit == "epochs":
+            where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
+            epochs = self.train.epochs if method.when == "during" else recovery.length(self.train.epochs, 1)
+            if schedule.time(schedule.updates - 1) > epochs or not epochs:
+                raise RecipeError(
+                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, but {where} = {epochs}: "
+                    "the target would never be reached"
+                )
         return self
 
     def to_dict(self) -> dict[str, Any]:

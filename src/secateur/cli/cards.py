@@ -24,6 +24,8 @@ from secateur.errors import UnknownNameError, nearest
 _EXAMPLES: Mapping[str, Any] = {
     "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4
 }  # fmt: skip
+# What a recipe says where none of several options is required, but one must be given.
+_ONE_OF: Mapping[str, dict[str, Any]] = {"weight_rewinding": {"rewind_to": 0}}
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
     "absolute_gradient": "the mean absolute gradient of the loss over prune.score_batches batches",
@@ -221,7 +223,7 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
         from secateur.recipe import RecoverSection
 
         return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
-    chosen = {o.name: _EXAMPLES.get(o.name, 1) if o.required else o.default for o in options}
+    chosen = {o.name: _EXAMPLES.get(o.name, 1) if o.required else o.default for o in options} | _ONE_OF.get(name, {})
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]

@@ -154,7 +154,7 @@ class Runner:
         self.plan = plan_of(recipe, steps_per_epoch=math.ceil(length(data.train) / recipe.data.batch_size))
         self.method = self.plan.method
         self.stages = self.plan.stages
-        self.total_steps = sum(s.epochs for s in self.stages) * self.plan.steps_per_epoch
+        self.total_steps = self.plan.steps
         self._check_last_batch()
         check_formats(recipe.export)
         self.position = Position()
@@ -245,8 +245,7 @@ class Runner:
         if self.optimizer is None:
             self.start(stage)
         while position.epoch < stage.epochs:
-            if stage.kind == "train" and position.batch == 0 and position.epoch == self.plan.rewind_epoch:
-                save_tree(self.directory / REWIND, self._weights_and_optimizer())
+            self._keep_for_rewinding(stage)
             self._epoch(stage)
             position.epoch, position.batch = position.epoch + 1, 0
             if position.epoch < stage.epochs and position.epoch % self.recipe.checkpoint.every_epochs == 0:
@@ -258,12 +257,17 @@ class Runner:
         """Begin a stage of training with a fresh optimizer, or with the one that rewinding brings back."""
         options = self.recipe.train.optimizer
         self.optimizer = build_optimizer(self.model, options.name, options.options)
-        if stage.kind == "retrain" and self.plan.rewind_epoch is not None:
+        first = self.plan.rewind_to
+        if stage.kind == "retrain" and first is not None:
             saved = load_tree(self.directory / REWIND)
             self.model.load_state_dict(with_versions(self.model, saved["model"]))
             self.optimizer.load_state_dict(saved["optimizer"])
             apply_masks_(self.model, self.pruner.masks)
             clear_optimizer_state_(self.optimizer, self.model, self.pruner.masks)
+            if first.batch:  # in the middle of an epoch: its dropout and its mean loss go on, too
+                restore_rng(saved["rng"])
+                self.position.batch = first.batch
+                self.position.loss_sum, self.position.seen = saved["sums"]
         self.pruner.attach(self.optimizer)
 
     def _epoch(self, stage: Stage) -> None:
@@ -289,6 +293,8 @@ class Runner:
                 report = self.pruner.step()
                 if report is not None:
                     self._pruned(report, stage)
+            if position.batch < self.plan.steps_per_epoch:  # or else it is the next epoch's beginning
+                self._keep_for_rewinding(stage)
             self._announce(f"{stage.kind}, epoch {position.epoch + 1}/{stage.epochs}")
             every = self.recipe.checkpoint.every_steps
             if every and position.steps_done % every == 0:
@@ -323,7 +329,7 @@ class Runner:
         return self.optimizer
 
     def _set_lr(self, stage: Stage) -> None:
-        lr = self.plan.lr(stage, self.position.epoch + self.position.batch / self.plan.steps_per_epoch)
+        lr = self.plan.lr(stage, self.position.epoch, self.position.batch)
         for group in self._live_optimizer().param_groups:
             group["lr"] = lr
 
@@ -343,7 +349,7 @@ class Runner:
     @property
     def _repairs_batch_norm(self) -> bool:
         """Whether there is anything to repair, and no rewinding follows that puts all batch norms back anyway."""
-        if self.plan.rewind_epoch is not None or self.recipe.recover.batch_norm == "nothing":
+        if self.plan.rewind_to is not None or self.recipe.recover.batch_norm == "nothing":
             return False
         return any(isinstance(m, _BatchNorm) for m in self.model.modules())
 
@@ -365,8 +371,14 @@ class Runner:
 
     # What survives
 
-    def _weights_and_optimizer(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self._live_optimizer().state_dict()}
+    def _keep_for_rewinding(self, stage: Stage) -> None:
+        """Keep weights and optimizer if this is the point of the training that rounds go back to."""
+        position = self.position
+        if stage.kind != "train" or self.plan.rewind_to != (position.epoch, position.batch):
+            return
+        tree = {"model": self.model.state_dict(), "optimizer": self._live_optimizer().state_dict()}
+        sums = (position.loss_sum, position.seen)
+        save_tree(self.directory / REWIND, tree | {"rng": capture_rng(), "sums": sums})
 
     def _save_dense(self) -> None:
         save_model(self.directory / DENSE, self.model)

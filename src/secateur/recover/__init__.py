@@ -2,6 +2,7 @@
 
 from secateur.recover.batch_norm import Moved, reestimate_bn_, rematch_bn_
 from secateur.recover.retrain import FineTune, LearningRateRewinding, Nothing, WeightRewinding
+from secateur.recover.rewind import Rewind
 from secateur.registry import Registry
 
 RECOVERIES = Registry(
@@ -20,6 +21,7 @@ __all__ = [
     "LearningRateRewinding",
     "Moved",
     "Nothing",
+    "Rewind",
     "WeightRewinding",
     "reestimate_bn_",
     "rematch_bn_",
