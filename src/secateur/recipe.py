@@ -31,10 +31,11 @@ from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.export import FORMATS
 from secateur.method import Method, Override
 from secateur.patterns import PATTERNS, Channel
+from secateur.pipeline.distill import check_distillation
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
 from secateur.pipeline.tasks import TASKS
 from secateur.recipe_files import parse
-from secateur.recover import RECOVERIES
+from secateur.recover import DISTILLATIONS, RECOVERIES, Distillation
 from secateur.recover.retrain import Recovery
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
@@ -87,6 +88,11 @@ def _part(value: object) -> object:
 
 def _plain(part: Part) -> dict[str, Any]:
     return {"name": part.name, **part.options}
+
+
+def _distill(value: object) -> object:
+    unnamed = isinstance(value, Mapping) and "name" not in value
+    return _part({"name": "soft_targets", **value} if unnamed and isinstance(value, Mapping) else value)
 
 
 PartField = Annotated[Part, BeforeValidator(_part), PlainSerializer(_plain)]
@@ -196,6 +202,7 @@ class RecoverSection(Section):
     """What follows each pruning step."""
 
     retrain: PartField = Part(name="nothing")
+    distill: Annotated[Part, BeforeValidator(_distill), PlainSerializer(_plain)] | None = None
     batch_norm: Literal["rematch", "reestimate", "nothing"] = "rematch"
     batch_norm_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -207,6 +214,14 @@ class RecoverSection(Section):
         """
         recovery: Recovery = build_part(RECOVERIES, self.retrain, "recover.retrain")
         return recovery
+
+    def build_distillation(self) -> Distillation | None:
+        """Return what the retraining learns from the dense network, if anything.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        return None if self.distill is None else build_part(DISTILLATIONS, self.distill, "recover.distill")
 
 
 class MeasureSection(Section):
@@ -254,6 +269,9 @@ class Recipe(Section):
             if name not in FORMATS:
                 raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
         _check_coupled(method)
+        check_distillation(
+            self.recover.build_distillation(), recovery, task=self.task, when=method.when, weights=self.model.weights
+        )
         recovery.check(self.train.epochs)
         schedule = method.schedule
         if recovery.rewinds_weights and schedule.unit != "rounds" and method.when == "after":

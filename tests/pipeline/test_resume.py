@@ -79,6 +79,10 @@ TICKET = BASE | {  # back into the middle of an epoch, with data and dropout tha
     "recover": {"retrain": {"name": "weight_rewinding", "rewind_to": 8, "unit": "steps"}},
     "checkpoint": {"every_steps": 1},
 }
+DISTILLED = ITERATIVE | {
+    "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 2}, "distill": {"weight": 0.7}},
+    "checkpoint": {"every_steps": 3},
+}
 RECIPES = {
     "iterative": ITERATIVE,
     "rewound": REWOUND,
@@ -86,6 +90,7 @@ RECIPES = {
     "mapped": MAPPED,
     "coupled": COUPLED,
     "ticket": TICKET,
+    "distilled": DISTILLED,
 }
 
 

@@ -54,7 +54,7 @@ def axes() -> dict[str, Axis]:
     from secateur.penalties import PENALTIES
     from secateur.pipeline.optim import LEARNING_RATES, OPTIMIZERS
     from secateur.pipeline.tasks import TASKS
-    from secateur.recover import RECOVERIES, reestimate_bn_, rematch_bn_
+    from secateur.recover import DISTILLATIONS, RECOVERIES, reestimate_bn_, rematch_bn_
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
@@ -92,6 +92,7 @@ def axes() -> dict[str, Axis]:
             home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
+        Axis("distill", "what it learns from the dense network", "recover", "distill", DISTILLATIONS),
         Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),
         Axis("optimizer", "what trains it", "train", "optimizer", OPTIMIZERS, committed=False),
         Axis("learning-rate", "how the learning rate falls", "train", "lr_schedule", LEARNING_RATES),

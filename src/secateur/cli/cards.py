@@ -227,6 +227,8 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]
+    if axis.name == "distill":  # nothing learns without it
+        head += 'retrain = { name = "learning_rate_rewinding", epochs = 5 }\n'
     inline = f"{axis.field} = {{ {', '.join(pairs)} }}"
     if len(inline) <= 72:
         return head + inline

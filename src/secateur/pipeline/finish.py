@@ -50,6 +50,8 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
     if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
+    if recipe.recover.distill is not None:
+        notes.append(f"retraining learnt from the dense network, too: {recipe.recover.build_distillation()}")
     small = _shrunk(runner, notes)
     quality["pruned"] = _quality(small or model, runner)
     save_model(runner.directory / "model.safetensors", model, masks=masks)

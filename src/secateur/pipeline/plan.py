@@ -88,6 +88,10 @@ class Plan:
             return False
         return (self.method.when == "after") == (stage.kind == "retrain")
 
+    def distils(self, stage: Stage) -> bool:
+        """Tell whether a stage learns from the dense network, where the recipe asks for that."""
+        return stage.kind == "retrain" or self.prunes_inside(stage)
+
     def seed_of(self, stage: Stage, epoch: int) -> tuple[object, ...]:
         """Name an epoch for the seeds: a rewound one repeats the original's order and noise."""
         if stage.kind == "train":

@@ -46,6 +46,7 @@ from secateur.pipeline.data import (
     seed_everything,
 )
 from secateur.pipeline.directory import CHECKPOINT, DENSE, REWIND, check_directory, claim
+from secateur.pipeline.distill import Distiller
 from secateur.pipeline.events import EventLog, Listener, Silent
 from secateur.pipeline.factories import make_data, make_model
 from secateur.pipeline.finish import finish
@@ -157,6 +158,8 @@ class Runner:
         self.total_steps = self.plan.steps
         self._check_last_batch()
         check_formats(recipe.export)
+        part = recipe.recover.build_distillation()
+        self.distiller = None if part is None else Distiller(part, self.task, directory / DENSE)
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.pruner = Pruner(
@@ -187,6 +190,11 @@ class Runner:
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         return loss_of(self.task, model, batch)
+
+    def _training_loss(self, stage: Stage, batch: Any) -> Tensor:
+        if self.distiller is not None and self.plan.distils(stage):
+            return self.distiller.loss(self.model, batch)
+        return self._loss(self.model, batch)
 
     def _score_batches(self) -> Iterator[Any]:
         recipe = self.recipe
@@ -282,7 +290,7 @@ class Runner:
         self.model.train()
         for batch in batches(self.data.train, self.recipe.data.batch_size, order=order, start=position.batch):
             self._set_lr(stage)
-            loss = self._loss(self.model, batch)
+            loss = self._training_loss(stage, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()

@@ -230,4 +230,6 @@ def retrain_words(recipe: Any) -> str:
     how = "fine-tuned" if name == "fine tune" else f"retrained ({name})"
     # Schedules in steps or epochs prune while the network trains, so "after" would be wrong for them.
     when = {"one shot": " after pruning", "iterative": " after each pruning round"}
-    return f"It was {how}{length}{when.get(part_name(dig(recipe, 'prune', 'schedule')), '')}"
+    after = when.get(part_name(dig(recipe, "prune", "schedule")), "")
+    teacher = ", learning from the dense network, too" if dig(recipe, "recover", "distill") else ""
+    return f"It was {how}{length}{after}{teacher}"
