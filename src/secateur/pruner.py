@@ -246,6 +246,27 @@ class Pruner:
         self._set(masks)
         for optimizer, _ in self._optimizers.values():
             clear_optimizer_state_(optimizer, self.model, self.masks)
+        if last:
+            self.restart()
+
+    def restart(self) -> bool:
+        """Start all weights anew where the method's ablation asks for that; its last update does it by itself.
+
+        No optimizer and no average remembers the old ones.
+
+        Returns:
+            Whether it did.
+        """
+        if self.method.ablate is None or not self.method.restarts:
+            return False
+        self.method.ablate.restart_(self.model)
+        apply_masks_(self.model, self.masks)
+        for optimizer, _ in self._optimizers.values():
+            for parameter in self.model.parameters():
+                optimizer.state.pop(parameter, None)
+        for average in self._averages:
+            average.load_state_dict(self.model.state_dict())
+        return True
 
     def _set(self, masks: Masks) -> None:
         self.masks.clear()
@@ -268,6 +289,7 @@ class Pruner:
             layers=rows,
             skipped=self.found.skipped,
             groups=self._masking.groups(self.masks),
+            ablation="" if self.method.ablate is None else str(self.method.ablate),
         )
 
     def state_dict(self) -> dict[str, Any]:

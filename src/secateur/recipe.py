@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.ablations import ABLATIONS, SmallerDense
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.export import FORMATS
@@ -41,7 +42,7 @@ from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Kind, Target
-from secateur.types import GroupScore
+from secateur.types import Ablation, GroupScore
 
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
@@ -175,6 +176,7 @@ class PruneSection(Section):
         tuple[OverrideSection, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
     ] = ()
     allow_empty: bool = False
+    ablate: PartField | None = None
     score_batches: Positive = 8
 
     def build(self) -> Method:
@@ -195,7 +197,16 @@ class PruneSection(Section):
             types=self.types,
             overrides=tuple(Override(o.match, o.sparsity) for o in self.overrides),
             allow_empty=self.allow_empty,
+            ablate=ablation if isinstance(ablation := self.build_ablation(), Ablation) else None,
         )
+
+    def build_ablation(self) -> Ablation | SmallerDense | None:
+        """Return what the method is robbed of, or compared with, if anything.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        return None if self.ablate is None else build_part(ABLATIONS, self.ablate, "prune.ablate")
 
 
 class RecoverSection(Section):

@@ -3,16 +3,19 @@
 import pytest
 
 import cases
+from secateur.ablations import ABLATIONS
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError
 from secateur.method import Method
 from secateur.patterns import PATTERNS, UNIT_PATTERNS
 from secateur.penalties import PENALTIES
+from secateur.recover import DISTILLATIONS
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
 from secateur.testing import (
+    check_ablation,
     check_allocation,
     check_group_score,
     check_pattern,
@@ -20,9 +23,11 @@ from secateur.testing import (
     check_schedule,
     check_score,
 )
-from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
+from secateur.types import Ablation, Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
+    "ablation": ABLATIONS,
+    "distill": DISTILLATIONS,
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
@@ -71,6 +76,14 @@ def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
     assert isinstance(penalty, Penalty)
     check_penalty(penalty)
+
+
+@pytest.mark.parametrize("case", cases.ABLATIONS, ids=str)
+def test_ablation(case: cases.Case) -> None:
+    ablation = ABLATIONS[case.name](**case.kwargs)
+    assert isinstance(ablation, Ablation) is not case.notes.get("trains_apart", False)
+    if isinstance(ablation, Ablation):
+        check_ablation(ablation)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

@@ -49,6 +49,7 @@ class Axis:
 
 def axes() -> dict[str, Axis]:
     """Return every axis by name, in the order in which a run meets them."""
+    from secateur.ablations import ABLATIONS
     from secateur.allocate import ALLOCATIONS
     from secateur.patterns import PATTERNS, UNIT_PATTERNS
     from secateur.penalties import PENALTIES
@@ -83,6 +84,7 @@ def axes() -> dict[str, Axis]:
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
+        Axis("ablation", "what a method is robbed of, to see its worth", "prune", "ablate", ABLATIONS),
         Axis(
             "penalty",
             "what makes weights small during training",

@@ -15,6 +15,7 @@ from secateur.checkpoint import load_weights, save_masks, save_model, write_atom
 from secateur.errors import GraphError
 from secateur.metrics import measure_latency, profile
 from secateur.patterns import Channel
+from secateur.pipeline.ablate import train_smaller
 from secateur.pipeline.data import first_inputs
 from secateur.pipeline.directory import DENSE
 from secateur.pipeline.environment import machine, versions
@@ -56,6 +57,7 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
     quality["pruned"] = _quality(small or model, runner)
     save_model(runner.directory / "model.safetensors", model, masks=masks)
     save_masks(runner.directory / "masks.safetensors", masks)
+    ablation = train_smaller(runner, small, _inputs(runner), notes)
     result = {
         "schema": 1,
         "name": recipe.name,
@@ -70,6 +72,7 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
         "quality": quality,
+        "ablation": ablation,
         "prune": runner.pruner.report().to_dict(),
         "profile": _profiles(runner, dense, small),
         "realised": "mask" if small is None else "slice",

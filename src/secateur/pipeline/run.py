@@ -34,6 +34,7 @@ from secateur.errors import DataError, RecipeError
 from secateur.export import check_formats
 from secateur.masks import apply_masks_, clear_optimizer_state_
 from secateur.patterns import Channel
+from secateur.pipeline.ablate import check_smaller
 from secateur.pipeline.data import (
     Data,
     Split,
@@ -158,6 +159,7 @@ class Runner:
         self.total_steps = self.plan.steps
         self._check_last_batch()
         check_formats(recipe.export)
+        check_smaller(recipe, self.plan, model, lambda: (self._sample("macs", 1),))
         part = recipe.recover.build_distillation()
         self.distiller = None if part is None else Distiller(part, self.task, directory / DENSE)
         self.position = Position()
@@ -242,7 +244,7 @@ class Runner:
         self._announce(f"pruning, round {stage.round}")
         before = copy.deepcopy(self.model) if self._repairs_batch_norm else None
         self._pruned(self.pruner.prune(), stage)
-        if before is not None:
+        if before is not None and not (self.pruner.finished and self.method.restarts):
             self._repair_batch_norm(before, stage)
             apply_masks_(self.model, self.pruner.masks)  # a masked channel has no mean to bring back
 
@@ -277,6 +279,8 @@ class Runner:
                 self.position.batch = first.batch
                 self.position.loss_sum, self.position.seen = saved["sums"]
         self.pruner.attach(self.optimizer)
+        if stage.kind == "retrain" and self.pruner.finished:
+            self.pruner.restart()  # where an ablation asks: rewinding has just brought the old weights back
 
     def _epoch(self, stage: Stage) -> None:
         position, optimizer = self.position, self._live_optimizer()

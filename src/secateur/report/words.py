@@ -200,7 +200,9 @@ def method_words(recipe: Any) -> str:
     """
     prune = dig(recipe, "prune")
     words = [part_name(dig(prune, axis)) for axis in ("schedule", "allocate", "score")]
-    return " ".join(word.replace("one shot", "one-shot") for word in words if word)
+    ablation = part_name(dig(prune, "ablate"))
+    marked = [f"(ablation: {ablation})"] if ablation else []
+    return " ".join([*(word.replace("one shot", "one-shot") for word in words if word), *marked])
 
 
 def pattern_words(recipe: Any) -> str:

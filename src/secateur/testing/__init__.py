@@ -9,6 +9,7 @@ Each law raises ``AssertionError`` with the part, the case and both values. The 
 pure-Python versions of what the library does fast.
 """
 
+from secateur.testing.ablation_laws import check_ablation
 from secateur.testing.laws import (
     LAYOUTS,
     check_allocation,
@@ -29,6 +30,7 @@ from secateur.testing.penalty_laws import check_penalty
 
 __all__ = [
     "LAYOUTS",
+    "check_ablation",
     "check_allocation",
     "check_group_score",
     "check_pattern",
