@@ -322,6 +322,16 @@ def test_a_reinitialised_ticket_trains_from_new_weights(tmp_path: Path) -> None:
         assert torch.equal(value, plain.model.state_dict()[name]), name
 
 
+def test_batch_norms_are_not_matched_to_weights_that_are_gone(tmp_path: Path) -> None:
+    """Judged without any retraining, the network is the constructor's own times the masks, norms included."""
+    control = recipe({"name": "reinitialise", "seed": 8}, recover={}, prune={"target": {"sparsity": 0.5}})
+    done = run(control, tmp_path, report=False)
+    torch.manual_seed(8)
+    for name, value in net().state_dict().items():
+        expected = value * done.masks[name] if name in done.masks else value
+        assert torch.equal(done.model.state_dict()[name], expected), name
+
+
 def masked_while_training(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     """Multiply by the masks before every forward: what an optimizer does to pruned weights is undone in time."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -14,13 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from secateur import Method, Target
 from secateur.checkpoint import load_tree
 from secateur.errors import CheckpointError, RecipeError
 from secateur.pipeline.data import derive_seed, seed_everything
 from secateur.pipeline.events import EventLog, Silent
-from secateur.pipeline.plan import Stage
+from secateur.pipeline.optim import Cosine
+from secateur.pipeline.plan import Plan, Stage
 from secateur.pipeline.run import Runner, run
 from secateur.recipe import Recipe, from_dict
+from secateur.recover import LearningRateRewinding, WeightRewinding
+from secateur.recover.retrain import Recovery
 
 from .tiny import data, net
 
@@ -223,6 +228,14 @@ def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(
     trained, again = ([e for e in epochs if e["phase"] == phase] for phase in ("train", "retrain"))
     for key in ("lr", "train_loss", "loss"):  # the mean loss of an epoch taken up half-way is that of the whole
         assert [e[key] for e in again] == [e[key] for e in trained[-len(again) :]]
+
+
+@pytest.mark.parametrize("recovery", [WeightRewinding(rewind_to=1), LearningRateRewinding(epochs=29)], ids=str)
+def test_a_repeated_epoch_has_the_very_learning_rates_of_the_first(recovery: Recovery) -> None:
+    plan = Plan(Method(target=Target("sparsity", 0.5)), recovery, 30, Cosine(), 0.1, steps_per_epoch=49)
+    train, retrain = Stage("train", 30), Stage("retrain", 29, 0)
+    for epoch, batch in itertools.product(range(29), range(49)):
+        assert plan.lr(retrain, epoch, batch) == plan.lr(train, 1 + epoch, batch)
 
 
 def test_the_original_ticket_goes_back_to_the_initial_weights(tmp_path: Path) -> None:
