@@ -20,31 +20,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import sys
-import time
-import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples" / "fashion_mnist"), str(ROOT / "benchmarks")]
 
-from data import Data, hold_out, load  # noqa: E402
+from data import hold_out, load  # noqa: E402
 
-from fashion_mnist_cells import Protocol, Run, cells_of, run_cell, run_dense  # noqa: E402
+from cell_runner import limited, run_all, write_json  # noqa: E402
+from fashion_mnist_cells import Protocol, Run, run_cell, run_dense  # noqa: E402
 from secateur import SecateurError  # noqa: E402
-from secateur.pipeline.environment import machine  # noqa: E402
 
 # For LeNet-5 the held-out images favour a rate of 0.05 by 0.3 points, but some seeds diverge at it.
 PROTOCOLS = {
@@ -55,6 +47,7 @@ GRID = {
     "lenet_5_caffe": {"lr": (0.01, 0.02, 0.03, 0.05), "retrain_lr": (0.01, 0.03, 0.05)},
     "lenet_300_100": {"lr": (0.02, 0.05, 0.1), "retrain_lr": (0.01, 0.02, 0.05, 0.1)},
 }
+CELLS = "fashion_mnist_cells"
 TUNING: dict[str, Any] = {"held_out": 5000, "retrain_ratio": 8.0, "retrain_method": "magnitude_global", "seed": 0}
 
 
@@ -70,64 +63,6 @@ def quick(protocol: Protocol) -> Protocol:
         ratios=(2, 32),
         seeds=(0,),
         images=2000,
-    )
-
-
-def read_cells(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the finished cells of one job; a last line that a crash left unfinished is cut off and done again."""
-    if not path.exists():
-        return {}
-    whole, _, rest = path.read_text(encoding="utf-8").rpartition("\n")
-    if rest:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {record["key"]: record for record in records}
-
-
-def job(net: str, seed: int, protocol: Protocol, cache: Path, folder: str | None) -> str:
-    """Compute the missing cells of one network and seed. Only this process writes this pair's cache files."""
-    torch.set_num_threads(1)
-    data = limited(load(folder), protocol.images)
-    run = Run(net, seed, protocol, data)
-    log, checkpoint = cache / f"{seed}.jsonl", cache / f"{seed}.safetensors"
-    done = read_cells(log)
-    if "dense" not in done or not checkpoint.exists():
-        start = time.perf_counter()
-        record, state = run_dense(run)
-        part = checkpoint.with_suffix(".part")
-        save_file(state, part)
-        part.replace(checkpoint)
-        append(log, {"key": "dense", "net": net, "seed": seed} | record | {"seconds": time.perf_counter() - start})
-    state = load_file(checkpoint)
-    for key, compute in cells_of(run, state):
-        if key in done:
-            continue
-        start = time.perf_counter()
-        record = compute()
-        append(log, {"key": key, "net": net, "seed": seed} | record | {"seconds": time.perf_counter() - start})
-    return f"{net} seed {seed}"
-
-
-def append(log: Path, record: dict[str, Any]) -> None:
-    """Add one line in one write, on disk before the next cell starts."""
-    record["finished"] = time.time()
-    with log.open("ab", buffering=0) as file:
-        file.write(json.dumps(record).encode() + b"\n")
-        os.fsync(file.fileno())
-    now = datetime.now().strftime("%H:%M:%S")
-    print(f"{now} {record['net']} seed {record['seed']} {record['key']}: {record['accuracy']:.2f} %", flush=True)
-
-
-def limited(data: Data, images: int | None) -> Data:
-    """Return the first ``images`` of both sets, for --quick."""
-    if images is None:
-        return data
-    return replace(
-        data,
-        train_images=data.train_images[:images],
-        train_labels=data.train_labels[:images],
-        test_images=data.test_images[:images],
-        test_labels=data.test_labels[:images],
     )
 
 
@@ -152,66 +87,10 @@ def tune(net: str, protocol: Protocol, folder: str | None) -> dict[str, Any]:
     return {"lr": {f"{k:g}": v for k, v in dense.items()}, "retrain_lr": {f"{k:g}": v for k, v in retrained.items()}}
 
 
-def cache_of(folder: Path, net: str, protocol: Protocol, data: Data) -> Path:
-    """Return the folder of the cells that may stand side by side: same settings, library versions and data."""
-    labels = zlib.crc32(data.train_labels.numpy().tobytes() + data.test_labels.numpy().tobytes())
-    what = [asdict(protocol), torch.__version__, version("secateur"), labels, len(data.train_labels)]
-    return folder / f"{net}-{zlib.crc32(json.dumps(what, sort_keys=True).encode()):08x}"
-
-
-def run_all(args: argparse.Namespace, protocols: dict[str, Protocol]) -> dict[str, Any]:
-    """Compute every missing cell in worker processes, and return the result."""
-    started, clock = datetime.now(UTC), time.perf_counter()
-    data = load(args.data)
-    caches = {net: cache_of(args.cache, net, p, data) for net, p in protocols.items()}
-    for cache in caches.values():
-        cache.mkdir(parents=True, exist_ok=True)
-    jobs = [(net, seed, p, caches[net], args.data) for net, p in protocols.items() for seed in p.seeds]
-    resumed = sum(len(read_cells(caches[net] / f"{seed}.jsonl")) for net, seed, *_ in jobs)
-    if args.jobs == 1:
-        for arguments in jobs:
-            print(f"finished {job(*arguments)}", flush=True)
-    else:
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(job, *arguments) for arguments in jobs]):
-                print(f"finished {future.result()}", flush=True)
-    cells = [r for net, seed, *_ in jobs for r in read_cells(caches[net] / f"{seed}.jsonl").values()]
-    return {
-        "schema": 1,
-        "benchmark": "fashion_mnist",
-        "quick": args.quick,
-        "command": shlex.join(["python", "benchmarks/fashion_mnist.py", *args.words]),
-        "started": started.isoformat(timespec="seconds"),
-        "wall_seconds": round(time.perf_counter() - clock, 1),
-        "cell_seconds": round(sum(r["seconds"] for r in cells), 1),
-        "processes": args.jobs,
-        "cells_from_cache": resumed,
-        "machine": machine() | {"threads_per_process": 1},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("secateur", "torch", "numpy")},
-        "data": {
-            "name": "Fashion-MNIST",
-            "train": len(limited(data, next(iter(protocols.values())).images).train_labels),
-            "test": len(limited(data, next(iter(protocols.values())).images).test_labels),
-            "augmentation": "none",
-        },
-        "higher_is_better": {"accuracy": True},
-        "protocol": {net: asdict(p) for net, p in protocols.items()},
-        "cells": cells,
-    }
-
-
 def run_tuning(args: argparse.Namespace, protocols: dict[str, Protocol]) -> dict[str, Any]:
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         futures = {net: pool.submit(tune, net, p, args.data) for net, p in protocols.items()}
         return {"settings": TUNING, "accuracy": {net: future.result() for net, future in futures.items()}}
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that is complete or unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def main(words: list[str]) -> None:
@@ -235,7 +114,7 @@ def main(words: list[str]) -> None:
         write_json(tuning, run_tuning(args, protocols))
         return
     if not args.render:
-        write_json(results, run_all(args, protocols))
+        write_json(results, run_all("fashion_mnist", CELLS, args, protocols))
     from fashion_mnist_page import write_page  # brings matplotlib, which the workers do not need
 
     chosen = json.loads(tuning.read_text(encoding="utf-8")) if tuning.exists() else None

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.errors import CheckpointError, MissingStatsError, PatternError, WeightError
+from secateur.errors import CheckpointError, PatternError, SelectionError, WeightError
 from secateur.facts import model_facts
 from secateur.masks import parameters_of
-from secateur.method import Infeasible, Method, check_reachable, make_masks
+from secateur.method import Infeasible, Method, check_finite, check_reachable, make_masks
 from secateur.patterns import Channel
 from secateur.prunable import Found, find_prunable, matches
-from secateur.stats import STATISTICS, collect_gradients
+from secateur.stats import check_needs, collect
 from secateur.stats.gradients import LossFn
 from secateur.structure.companions import with_companions
 from secateur.targets import unreachable
-from secateur.types import GroupReport, Masks, Stats, Tensors
+from secateur.types import GroupReport, Need, Source, Stats, Tensors, Update
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -42,8 +42,8 @@ class Masking(Protocol):
         """Return the target's quantity at a level."""
         ...
 
-    def masks(self, level: float, previous: Tensors, *, last: bool) -> Masks:
-        """Return the masks at a level; pruned stays pruned. The last update meets the target itself."""
+    def update(self, level: float, previous: Tensors, *, last: bool) -> Update:
+        """Return the pruning step to a level; pruned stays pruned. The last one meets the target itself."""
         ...
 
     def achieved(self, masks: Tensors) -> float:
@@ -83,7 +83,7 @@ class WeightMasking:
         example_inputs: tuple[Any, ...] | None,
     ) -> None:
         self._model, self._method = model, method
-        self._loss_fn, self._batches = loss_fn, batches
+        self._loss_fn, self._batches, self._inputs = loss_fn, batches, example_inputs
         self.found: Found = find_prunable(model, include=method.include, exclude=method.exclude, types=method.types)
         self._check_pattern()
         self._check_parts()
@@ -120,12 +120,14 @@ class WeightMasking:
         for override in self._method.overrides:
             if not any(matches(name, [override.match]) for name in self.found.weights):
                 raise WeightError(f"the override {override.match!r} matches no prunable weight")
-        score = self._method.score
-        missing = score.needs - STATISTICS
-        if missing:
-            raise MissingStatsError(f"{score} needs {sorted(missing)}, which nothing here collects")
-        if score.needs and (self._loss_fn is None or self._batches is None):
-            raise MissingStatsError(f"{score} needs gradients: pass loss_fn=lambda model, batch: ... and batches=[...]")
+        for part in (self._method.score, self._method.solver):
+            check_needs(
+                () if part is None else part.needs,
+                part,
+                loss=self._loss_fn is not None,
+                batches=self._batches is not None,
+                example_inputs=self._inputs is not None,
+            )
 
     @property
     def share(self) -> float:
@@ -138,35 +140,55 @@ class WeightMasking:
         """Return the target's quantity when a part of the budget has gone."""
         return self._method.goal.measure(self.facts, self.budget.total - level * self.budget.total)
 
-    def masks(self, level: float, previous: Tensors, *, last: bool) -> Masks:
-        """Return the masks at a level.
+    def update(self, level: float, previous: Tensors, *, last: bool) -> Update:
+        """Return the pruning step to a level.
 
         Raises:
             TargetError: When the floors cost more than may stay.
-            SelectionError: When scores cannot be ranked.
+            SelectionError: When scores cannot be ranked, or a solver returns weights of other shapes.
         """
         total = self.budget.total
         kept = self.budget.kept if last else total - level * total
         if self.budget.currency == "weights":
             kept = total - round(total - kept)
         tensors = {name: p.detach() for name, p in parameters_of(self._model, self.found.weights).items()}
+        stats = self._collect(previous)
         with self._in_the_targets_words():
-            return make_masks(
+            masks = make_masks(
                 self.found.weights,
                 tensors,
                 self._method,
                 self.budget,
                 kept=kept,
-                stats=self._collect(),
+                stats=stats,
                 previous={name: previous[name] for name in self.found.weights} if previous else None,
             )
+        return Update(masks, self._solved(tensors, masks, stats))
 
-    def _collect(self) -> Stats:
-        if not self._method.score.needs or self._loss_fn is None or self._batches is None:
+    def _solved(self, tensors: Tensors, masks: Tensors, stats: Stats) -> dict[str, Tensor]:
+        solver = self._method.solver
+        if solver is None:
             return {}
-        batches = self._batches() if callable(self._batches) else self._batches
-        parameters = parameters_of(self._model, self.found.weights)
-        return collect_gradients(self._model, parameters, self._loss_fn, batches, needs=self._method.score.needs)
+        values = solver.solve(tensors, {name: masks[name] for name in tensors}, stats)
+        for name, value in values.items():
+            if name not in tensors or value.shape != tensors[name].shape or value.dtype != tensors[name].dtype:
+                raise SelectionError(f"{solver} returned {tuple(value.shape)}, {value.dtype} for {name}")
+            check_finite(name, value)
+        return values
+
+    def _collect(self, previous: Tensors) -> Stats:
+        score, solver = self._method.score, self._method.solver
+        needs: frozenset[Need] = frozenset(score.needs) | (frozenset() if solver is None else solver.needs)
+        batches = self._batches
+        source = Source(
+            self._model,
+            parameters_of(self._model, self.found.weights),
+            self._loss_fn,
+            None if batches is None else (lambda: batches() if callable(batches) else batches),
+            self._inputs,
+            previous,
+        )
+        return collect(needs, source)
 
     def achieved(self, masks: Tensors) -> float:
         """Return the target's quantity, counted on the masks."""

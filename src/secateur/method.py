@@ -26,6 +26,7 @@ from secateur.types import (
     Masks,
     Pattern,
     Score,
+    Solver,
     Stats,
     Tensors,
     UnitPattern,
@@ -33,7 +34,7 @@ from secateur.types import (
     Weight,
 )
 
-_OPTIONAL = ("target", "allocate", "ablate")
+_OPTIONAL = ("target", "allocate", "solver", "ablate")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Method:
             (``shrink_``).
         pattern: What is removed together. Experts and layers need physical pruning (``shrink_``).
         allocate: How much where; global by default, layerwise where the pattern fixes the density.
+        solver: What the surviving weights become; as they are by default.
         schedule: When, and how fast.
         when: Whether a recipe's clock starts with training or after it. A :class:`~secateur.pruner.Pruner` in your
             own loop starts it with the first ``step()``.
@@ -88,6 +90,7 @@ class Method:
     score: Score | GroupScore = field(default_factory=Magnitude)
     pattern: Pattern | UnitPattern = field(default_factory=Unstructured)
     allocate: Allocation | None = None
+    solver: Solver | None = None
     schedule: Schedule = field(default_factory=one_shot)
     when: Literal["during", "after"] = "after"
     include: tuple[str, ...] = ()
@@ -112,6 +115,13 @@ class Method:
         if self.allocate is None:
             allocate = Global() if density is None else Layerwise()
             object.__setattr__(self, "allocate", allocate)
+        if self.solver is not None and (
+            not isinstance(self.pattern, Pattern) or getattr(self.pattern, "coupled", False)
+        ):
+            raise RecipeError(
+                f"prune.solver {self.solver} and prune.pattern {self.pattern} exclude each other: the solver knows "
+                "single weights, not what coupled units own. Use the pattern 'unstructured', 'nm' or 'block'"
+            )
         if self.when == "during" and self.schedule.unit == "rounds":
             raise RecipeError(
                 "prune.when = 'during' and a schedule in 'rounds' exclude each other: rounds of (prune, retrain) come "
@@ -125,6 +135,7 @@ class Method:
             "target": (self.target, Target),
             "score": (self.score, (Score, GroupScore)),
             "pattern": (self.pattern, (Pattern, UnitPattern)),
+            "solver": (self.solver, Solver),
             "allocate": (self.allocate, Allocation),
             "schedule": (self.schedule, Schedule),
             "ablate": (self.ablate, Ablation),

@@ -241,9 +241,12 @@ class Pruner:
         )
 
     def _prune_to(self, level: float, *, last: bool) -> None:
-        masks = self._masking.masks(level, self.masks, last=last)
+        update = self._masking.update(level, self.masks, last=last)
         self._asked = self.method.goal.value if last else self._masking.asked(level)
-        self._set(masks)
+        with torch.no_grad():
+            for name, parameter in parameters_of(self.model, update.values).items():
+                parameter.copy_(update.values[name])
+        self._set(update.masks)
         for optimizer, _ in self._optimizers.values():
             clear_optimizer_state_(optimizer, self.model, self.masks)
         if last:

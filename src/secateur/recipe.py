@@ -32,17 +32,18 @@ from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.export import FORMATS
 from secateur.method import Method, Override
 from secateur.patterns import PATTERNS, Channel
+from secateur.penalties import PENALTIES
 from secateur.pipeline.distill import check_distillation
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
 from secateur.pipeline.tasks import TASKS
 from secateur.recipe_files import parse
-from secateur.recover import DISTILLATIONS, RECOVERIES, Distillation
+from secateur.recover import DISTILLATIONS, RECOVERIES, Distillation, Nothing
 from secateur.recover.retrain import Recovery
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Kind, Target
-from secateur.types import Ablation, GroupScore
+from secateur.types import Ablation, ActivityPenalty, GroupScore, Penalty
 
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
@@ -123,6 +124,18 @@ class TrainSection(Section):
     epochs: Count = 0
     optimizer: PartField = Part(name="adam", options={"lr": 1e-3})
     lr_schedule: PartField = Part(name="constant")
+    penalty: PartField | None = None
+
+    def build_penalty(self) -> Penalty | ActivityPenalty | None:
+        """Return the penalty, if there is one.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        if self.penalty is None:
+            return None
+        penalty: Penalty | ActivityPenalty = build_part(PENALTIES, self.penalty, "train.penalty")
+        return penalty
 
 
 class TargetSection(Section):
@@ -214,6 +227,7 @@ class RecoverSection(Section):
 
     retrain: PartField = Part(name="nothing")
     distill: Annotated[Part, BeforeValidator(_distill), PlainSerializer(_plain)] | None = None
+    penalise: bool = False
     batch_norm: Literal["rematch", "reestimate", "nothing"] = "rematch"
     batch_norm_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -276,6 +290,7 @@ class Recipe(Section):
         check_optimizer(self.train.optimizer.name, self.train.optimizer.options)
         build_part(LEARNING_RATES, self.train.lr_schedule, "train.lr_schedule")
         TASKS[self.task]
+        self._check_penalty(recovery)
         for name in self.export:
             if name not in FORMATS:
                 raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
@@ -299,6 +314,19 @@ class Recipe(Section):
                     "the target would never be reached"
                 )
         return self
+
+    def _check_penalty(self, recovery: Recovery) -> None:
+        """Refuse a penalty that would never act, and an option that does nothing."""
+        penalty, penalise = self.train.build_penalty(), self.recover.penalise
+        if penalty is None and penalise:
+            raise RecipeError("recover.penalise goes on with train.penalty, and there is none")
+        if penalise and isinstance(recovery, Nothing):
+            raise RecipeError("recover.penalise has no retraining to act in; give recover.retrain, or leave it out")
+        if penalty is not None and not self.train.epochs and not penalise:
+            raise RecipeError(
+                f"train.penalty = {self.train.penalty and self.train.penalty.name!r} would never act: train.epochs is "
+                "0; train, or set recover.penalise = true"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; :func:`from_dict` of it gives an equal recipe."""

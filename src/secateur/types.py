@@ -2,7 +2,7 @@
 
 A pruning method is one value on each axis:
 
-    stats -> score -> pattern.reduce to units -> allocate -> select exactly k -> masks -> recover
+    stats -> score -> pattern.reduce to units -> allocate -> select exactly k -> masks -> solver -> recover
 
 Words: *density* = fraction kept, *sparsity* = fraction removed, *k* = number kept, mask ``True`` = keep,
 a high score = keep, *macs* = multiply-accumulates. A *unit* is what is removed together.
@@ -10,21 +10,67 @@ a high score = keep, *macs* = multiply-accumulates. A *unit* is what is removed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Generator, Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 Tensors = Mapping[str, Tensor]
 """Tensors keyed by the qualified name of the parameter they belong to."""
 
-Stats = Mapping[str, Tensors]
-"""What the collectors gathered, keyed by the name that a score lists in ``needs``."""
+Stats = Mapping[Any, Any]
+"""What was collected, keyed by what a part lists in ``needs``: tensors by parameter, or what a statistic returns."""
 
 Masks = dict[str, Tensor]
 """Bool tensors of the parameters' shapes, keyed by qualified parameter name; ``True`` = keep."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What statistics are collected from.
+
+    Attributes:
+        model: The model, pruned so far.
+        parameters: The prunable parameters by name.
+        loss_fn: ``loss_fn(model, batch)``, if there is one.
+        batches: Returns the batches anew, if there are any.
+        example_inputs: What one forward pass takes, if it is known.
+        masks: Masks so far; empty before the first update.
+    """
+
+    model: Module
+    parameters: Mapping[str, Parameter]
+    loss_fn: Callable[[Module, Any], Tensor] | None = None
+    batches: Callable[[], Iterable[Any]] | None = None
+    example_inputs: Any = None
+    masks: Tensors = field(default_factory=dict)
+
+
+@runtime_checkable
+class Statistic(Protocol):
+    """Something to measure, with its options. Hashable: equal ones that several parts need are collected once."""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What it looks at, of ``"loss"``, ``"batches"`` and ``"example_inputs"``; missing ones are refused early."""
+        ...
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it is one tensor per parameter, of the parameter's shape; only such can be added up over units."""
+        ...
+
+    def collect(self, source: Source) -> Any:
+        """Measure. Modes, buffers and ``.grad`` of the model are as before afterwards."""
+        ...
+
+
+Need = str | Statistic
+"""What a part lists in ``needs``: the name of a simple statistic, or one with options."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +148,8 @@ class Score(Protocol):
     """Importance of every element of every weight: higher means keep. A pure function."""
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Names of the statistics that must be collected first."""
+    def needs(self) -> frozenset[Need]:
+        """The statistics that must be collected first."""
         ...
 
     def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
@@ -151,8 +197,8 @@ class GroupScore(Protocol):
     """Importance of every unit of a coupled group: higher means keep. A pure function."""
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Names of the statistics that must be collected first."""
+    def needs(self) -> frozenset[Need]:
+        """The statistics that must be collected first."""
         ...
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
@@ -224,6 +270,26 @@ class Allocation(Protocol):
 
 
 @runtime_checkable
+class Solver(Protocol):
+    """What the surviving weights become when others go. A pure function."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The statistics that must be collected first, of the network before this step's weights go."""
+        ...
+
+    def solve(self, weights: Tensors, masks: Tensors, stats: Stats) -> dict[str, Tensor]:
+        """Return new values of the weights, of their shapes and types, zero where a mask is ``False``.
+
+        Args:
+            weights: The prunable weights before the step.
+            masks: What stays of each, earlier steps included.
+            stats: What it needs.
+        """
+        ...
+
+
+@runtime_checkable
 class Penalty(Protocol):
     """A term R(w; s) that presses on weights during training, with a state s of tensors. Its functions are pure.
 
@@ -253,6 +319,143 @@ class Penalty(Protocol):
 
     def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
         """Return the state for the next step: after step number ``step``, and the loss, if somebody told it."""
+        ...
+
+
+@runtime_checkable
+class LossPenalty(Penalty, Protocol):
+    """A penalty that may adapt to the training loss: then no step is taken before somebody told it."""
+
+    @property
+    def follows_loss(self) -> bool:
+        """Whether it does, as it was built."""
+        ...
+
+
+@runtime_checkable
+class ActivityPenalty(Protocol):
+    """A term R(o) on what modules put out, and so no function of the weights. Its functions are pure.
+
+    :class:`~secateur.penalties.PenalisedActivity` watches the modules and hands out R, to be added to the loss.
+    """
+
+    def modules(self, model: Module) -> tuple[str, ...]:
+        """Return the names of the modules whose outputs it presses on."""
+        ...
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """Return R of one module's outputs on a batch, samples first: one differentiable number."""
+        ...
+
+
+@dataclass(frozen=True)
+class CoupledSlices:
+    """Where the units of a group are in one dimension of one parameter.
+
+    Attributes:
+        name: Qualified name of the parameter.
+        dim: The dimension.
+        units: For every index of the dimension, the unit that it belongs to, or -1.
+    """
+
+    name: str
+    dim: int
+    units: tuple[int, ...]
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The units as a tensor, made once: penalties ask for it in every step."""
+        return torch.tensor(self.units)
+
+
+@dataclass(frozen=True)
+class CoupledGroup:
+    """Units that have their places in several parameters, for penalties that press on all of a unit together.
+
+    Attributes:
+        name: Name of the group.
+        units: How many there are.
+        slices: Their places.
+    """
+
+    name: str
+    units: int
+    slices: tuple[CoupledSlices, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One pruning step.
+
+    Attributes:
+        masks: The new masks.
+        values: New values of weights that survive, where something makes up for those that go.
+    """
+
+    masks: Masks
+    values: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training stands, as a parametrisation sees it.
+
+    Attributes:
+        weights: The parameters that the optimizer trains, under their names: the weights, and what dies with their
+            units.
+        latents: The tensors that are trained beside them, under names that the parametrisation chose.
+        layouts: The weights that are made anew in every forward pass.
+        step: Number of the optimizer's steps so far.
+    """
+
+    weights: Tensors
+    latents: Tensors
+    layouts: Mapping[str, Weight]
+    step: int = 0
+
+
+@runtime_checkable
+class Parametrisation(Protocol):
+    """Weights made anew in every forward pass, from trained ones and from latent tensors trained along. Pure functions.
+
+    :class:`~secateur.training.Reparametrised` keeps the latents and puts the weights that are made into the model.
+    """
+
+    def check(self, weight: Weight) -> None:
+        """Raise :class:`~secateur.errors.PatternError` or ``TargetError`` where a weight cannot be made this way."""
+        ...
+
+    def asked(self, step: int | None) -> float | None:
+        """Return the sparsity asked for after a step, or at the end (``None``); nothing where training finds it."""
+        ...
+
+    def start(self, weights: Tensors, layouts: Mapping[str, Weight], noise: Generator) -> dict[str, Tensor]:
+        """Return the latents before the first step, float32 or float64; none where nothing is trained along."""
+        ...
+
+    def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
+        """Return the parameters that training computes with; the same every time without ``noise``."""
+        ...
+
+    def final(self, at: Moment) -> tuple[dict[str, Tensor], Masks]:
+        """Return the parameters of the finished network, exactly zero where their masks are ``False``."""
+        ...
+
+    def penalty(self, at: Moment) -> Tensor:
+        """Return the term that belongs to the loss, one differentiable number."""
+        ...
+
+    def advance(self, at: Moment) -> dict[str, Tensor]:
+        """Return the latents that change after an optimizer's step beyond what it did; often none."""
+        ...
+
+
+@runtime_checkable
+class ActivationNoise(Parametrisation, Protocol):
+    """A parametrisation whose noise is drawn per sample, on the outputs of layers, instead of on weights."""
+
+    def variances(self, at: Moment) -> dict[str, Tensor]:
+        """Return each weight's variance, of its shape; none where the noise is on the weights after all."""
         ...
 
 

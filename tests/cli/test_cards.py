@@ -64,20 +64,19 @@ def test_the_recipe_on_a_card_is_valid(axis, name):
     ids=lambda x: str(x)[:40],
 )
 def test_the_python_on_a_card_runs(axis, name):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
     names = {
         "secateur": secateur,
         "Channel": Channel,
         "Layer": Layer,
         "target": secateur.Target("macs", 0.5),
         "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     exec(cards.card(axis, name).recipe, names)
     made = {
         "unit-score": lambda: names["method"].score,
         "unit-pattern": lambda: names["method"].pattern,
-        "penalty": lambda: names["penalised"].penalty,
+        "parametrisation": lambda: names["wrapped"].parametrisation,
     }[axis.name]()
     assert made == axis.parts[name]()
 

@@ -16,14 +16,27 @@ from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
 from secateur.testing import (
     check_ablation,
+    check_activity_penalty,
     check_allocation,
     check_group_score,
+    check_parametrisation,
     check_pattern,
     check_penalty,
     check_schedule,
     check_score,
 )
-from secateur.types import Ablation, Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
+from secateur.training import PARAMETRISATIONS
+from secateur.types import (
+    Ablation,
+    ActivityPenalty,
+    Allocation,
+    GroupScore,
+    Parametrisation,
+    Pattern,
+    Penalty,
+    Score,
+    UnitPattern,
+)
 
 REGISTRIES: dict[str, Registry] = {
     "ablation": ABLATIONS,
@@ -31,6 +44,7 @@ REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
+    "parametrisation": PARAMETRISATIONS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
@@ -74,8 +88,18 @@ def test_pattern(case: cases.Case) -> None:
 @pytest.mark.parametrize("case", cases.PENALTIES, ids=str)
 def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
-    assert isinstance(penalty, Penalty)
-    check_penalty(penalty)
+    assert isinstance(penalty, Penalty) != isinstance(penalty, ActivityPenalty)
+    if isinstance(penalty, ActivityPenalty):
+        check_activity_penalty(penalty)
+    else:
+        check_penalty(penalty)
+
+
+@pytest.mark.parametrize("case", cases.PARAMETRISATIONS, ids=str)
+def test_parametrisation(case: cases.Case) -> None:
+    parametrisation = PARAMETRISATIONS[case.name](**case.kwargs)
+    assert isinstance(parametrisation, Parametrisation)
+    check_parametrisation(parametrisation)
 
 
 @pytest.mark.parametrize("case", cases.ABLATIONS, ids=str)

@@ -11,8 +11,16 @@ from secateur.ablations import Shuffle
 from secateur.allocate import Global
 from secateur.patterns import NM, Block, Unstructured
 from secateur.schedules import Schedule
-from secateur.testing import check_ablation, check_allocation, check_pattern, check_schedule, check_score
-from secateur.types import Masks, Stats, Tensors, Units, Weight
+from secateur.testing import (
+    check_ablation,
+    check_allocation,
+    check_parametrisation,
+    check_pattern,
+    check_schedule,
+    check_score,
+)
+from secateur.training import L0, Movement, SoftThreshold
+from secateur.types import Masks, Moment, Stats, Tensors, Units, Weight
 
 
 @dataclass(frozen=True)
@@ -197,3 +205,60 @@ class Bad(Shuffle):
 def test_bad_ablation(law: str) -> None:
     with pytest.raises(AssertionError, match=law):
         check_ablation(Bad(law))
+
+
+class NearlyZero(L0):
+    def final(self, at: Moment) -> tuple[dict[str, Tensor], Masks]:
+        weights, masks = super().final(at)
+        return {n: torch.where(masks[n], w, 1e-9) for n, w in weights.items()}, masks
+
+
+class NegativeZero(Movement):
+    def final(self, at: Moment) -> tuple[dict[str, Tensor], Masks]:
+        masks = super().final(at)[1]
+        return {n: at.weights[n] * m for n, m in masks.items()}, masks
+
+
+class GlobalNoise(L0):
+    def weights(self, at: Moment, noise: torch.Generator | None) -> dict[str, Tensor]:
+        return {n: w + torch.rand(()).to(w) for n, w in super().weights(at, noise).items()}
+
+
+class NoGradient(SoftThreshold):
+    def weights(self, at: Moment, noise: torch.Generator | None) -> dict[str, Tensor]:
+        return {n: at.weights[n] * (w != 0) for n, w in super().weights(at, noise).items()}
+
+    def penalty(self, at: Moment) -> Tensor:
+        return torch.zeros(())
+
+
+class OtherInTheEnd(SoftThreshold):
+    def asked(self, step: int | None) -> float | None:
+        return 0.5
+
+
+class InPlace(L0):
+    def advance(self, at: Moment) -> dict[str, Tensor]:
+        return {n: t.data.clamp_(-0.1, 0.1) for n, t in at.latents.items()}
+
+
+class HalfLatents(Movement):
+    def start(self, weights: Tensors, layouts: Mapping[str, Weight], noise: torch.Generator) -> dict[str, Tensor]:
+        return {n: torch.zeros_like(weights[n], dtype=torch.bfloat16) for n in layouts}
+
+
+BAD_PARAMETRISATIONS = {
+    "a pruned weight is not zero": NearlyZero(),
+    "-0.0": NegativeZero(),
+    "not the same every time": GlobalNoise(),
+    "no gradient reaches the latent": NoGradient(),
+    "asked for 0.5": OtherInTheEnd(),
+    "changes its arguments": InPlace(),
+    "half precision rounds updates": HalfLatents(),
+}
+
+
+@pytest.mark.parametrize("law", BAD_PARAMETRISATIONS)
+def test_bad_parametrisation(law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_parametrisation(BAD_PARAMETRISATIONS[law])

@@ -23,8 +23,8 @@ from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
 from secateur.prunable import find_prunable
 from secateur.recipe import Recipe
 from secateur.recover import rematch_bn_
-from secateur.stats import collect_gradients
-from secateur.types import Stats
+from secateur.stats import collect
+from secateur.types import Source, Stats
 
 HELD_OUT = 0.2
 """Part of the training split that stands in for a missing validation split."""
@@ -131,9 +131,15 @@ def _stats(model: nn.Module, method: Method, task: Task, train: Split, recipe: R
         return {}
     found = find_prunable(model, include=method.include, exclude=method.exclude, types=method.types)
 
-    some = score_batches(train, recipe.seed, size=recipe.data.batch_size, count=recipe.prune.score_batches)
-    parameters = parameters_of(model, found.weights)
-    return collect_gradients(model, parameters, partial(loss_of, task), some, needs=method.score.needs)
+    some = list(score_batches(train, recipe.seed, size=recipe.data.batch_size, count=recipe.prune.score_batches))
+    source = Source(
+        model,
+        parameters_of(model, found.weights),
+        partial(loss_of, task),
+        lambda: some,
+        (sample_inputs(train, recipe.seed, "macs", 1),),
+    )
+    return collect(method.score.needs, source)
 
 
 def _repair(model: nn.Module, train: Split, recipe: Recipe) -> Callable[[nn.Module], object]:

@@ -202,7 +202,7 @@ def sensitivity(
     missing = method.score.needs - (stats or {}).keys()
     if missing:
         raise MissingStatsError(
-            f"{method.score} needs {sorted(missing)}; collect them on the dense model and pass stats"
+            f"{method.score} needs {sorted(map(str, missing))}; collect them on the dense model and pass stats"
         )
     for weight in weights.values():
         method.masking.check(weight)

@@ -59,6 +59,7 @@ def axes() -> dict[str, Axis]:
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
+    from secateur.training import PARAMETRISATIONS
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
     norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
@@ -85,13 +86,14 @@ def axes() -> dict[str, Axis]:
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
         Axis("ablation", "what a method is robbed of, to see its worth", "prune", "ablate", ABLATIONS),
+        Axis("penalty", "what makes weights small during training", "train", "penalty", PENALTIES),
         Axis(
-            "penalty",
-            "what makes weights small during training",
+            "parametrisation",
+            "how weights are made anew in every forward pass, so that training finds what goes",
             "",
             "",
-            PENALTIES,
-            home=("secateur.penalties", "penalised = Penalised(model, {}, optimizer=optimizer)"),
+            PARAMETRISATIONS,
+            home=("secateur.training", "wrapped = Reparametrised(model, {})"),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
         Axis("distill", "what it learns from the dense network", "recover", "distill", DISTILLATIONS),

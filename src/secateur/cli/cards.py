@@ -242,7 +242,7 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     plain = inspect.signature(factory).parameters
     values = [(o.name, o.default) for o in options if isinstance(o.default, bool | int | float | str | tuple)]
     shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in values if plain[n].default == v]
-    also = ["Penalised"] if "Penalised" in use else []
+    also = ["Reparametrised"] if "Reparametrised" in use else []
     imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, RecipeError, WeightError
+from secateur.errors import CheckpointError, MissingStatsError, RecipeError, WeightError
 from secateur.masks import parameters_of
-from secateur.types import Penalty
+from secateur.types import ActivityPenalty, LossPenalty, Penalty
 
 STATE_VERSION = 1
 
@@ -47,6 +48,8 @@ class Penalised:
     """
 
     def __init__(self, model: nn.Module, penalty: Penalty, *, optimizer: Optimizer | None = None) -> None:
+        if isinstance(penalty, ActivityPenalty):
+            raise RecipeError(f"{penalty} presses on activations; use PenalisedActivity(model, penalty)")
         if not isinstance(penalty, Penalty):
             raise RecipeError(f"expected a Penalty such as ScaleL1(1e-4), got {penalty!r}")
         self.penalty = penalty
@@ -55,6 +58,7 @@ class Penalised:
         if not self._parameters:
             raise WeightError(f"everything that {penalty} would press on is frozen")
         self._steps, self._loss = 0, None  # type: tuple[int, float | None]
+        self._follows_loss = isinstance(penalty, LossPenalty) and penalty.follows_loss
         with torch.no_grad():
             weights = self._weights()
             self._state = penalty.start(weights)
@@ -75,7 +79,10 @@ class Penalised:
         return self.penalty.value(self._parameters, self._state)
 
     def observe(self, loss: float) -> None:
-        """Tell the penalty the training loss; those that adapt to it look at the last one before a step."""
+        """Tell the penalty the training loss; those that adapt to it look at the last one before a step.
+
+        They refuse a step (before anything moves) as long as there is none, or when it is not finite.
+        """
         self._loss = float(loss)
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -109,8 +116,21 @@ class Penalised:
     def _weights(self) -> dict[str, Tensor]:
         return {n: p.detach() for n, p in self._parameters.items()}
 
+    def _check_loss(self, optimizer: Optimizer) -> None:
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and bool(overflow):
+            return  # no step will be taken
+        if self._loss is None or not math.isfinite(self._loss):
+            what = "nobody told it" if self._loss is None else f"the last one it was told is {self._loss}"
+            raise MissingStatsError(
+                f"{self.penalty} follows the training loss, and {what}: call penalised.observe(loss) before the "
+                "optimizer's step, or give it a fixed strength"
+            )
+
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._follows_loss:
+            self._check_loss(optimizer)
         pressed = self.penalty.gradient(self._weights(), self._state)
         if pressed and any(a is not None and a is not optimizer for a in (*args, *kwargs.values())):
             raise RecipeError(

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from secateur.checkpoint import (
@@ -53,10 +52,12 @@ from secateur.pipeline.factories import make_data, make_model
 from secateur.pipeline.finish import finish
 from secateur.pipeline.optim import build_optimizer
 from secateur.pipeline.plan import Stage, plan_of
+from secateur.pipeline.position import Position
+from secateur.pipeline.press import Press
+from secateur.pipeline.repair import repair_batch_norm, repairs_batch_norm
 from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
 from secateur.pruner import Pruner
 from secateur.recipe import Recipe
-from secateur.recover import reestimate_bn_, rematch_bn_
 from secateur.types import Masks, PruneReport
 
 
@@ -75,22 +76,6 @@ class RunResult:
     model: nn.Module
     masks: Masks
     result: dict[str, Any]
-
-
-@dataclass
-class Position:
-    """Where a run stands: everything in it is a plain number, and it travels in the checkpoint."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    epochs_done: int = 0
-    steps_done: int = 0
-    loss_sum: float = 0.0
-    seen: int = 0
-    log_size: int = 0
-    seconds: float = 0.0
-    started: str = ""
 
 
 def run(  # noqa: PLR0913 - the recipe, and what a caller may bring instead of what it names
@@ -164,6 +149,7 @@ class Runner:
         self.distiller = None if part is None else Distiller(part, self.task, directory / DENSE)
         self.position = Position()
         self.optimizer: Optimizer | None = None
+        self.press = Press(recipe, model, lambda: self._sample("penalty", 1))
         self.pruner = Pruner(
             model,
             self.method,
@@ -223,6 +209,7 @@ class Runner:
             self.run_stage(self.stages[self.position.stage])
             self.position.stage, self.position.epoch, self.position.batch = self.position.stage + 1, 0, 0
             self.optimizer = None
+            self.press.end()
             self.pruner.detach()  # or every round's optimizer would live on in the pruner
             self._checkpoint()
         if not self.pruner.finished:
@@ -242,10 +229,13 @@ class Runner:
         if not (self.directory / DENSE).exists():
             self._save_dense()  # nothing was trained: the network that came is the dense one
         self._announce(f"pruning, round {stage.round}")
-        before = copy.deepcopy(self.model) if self._repairs_batch_norm else None
+        before = copy.deepcopy(self.model) if repairs_batch_norm(self) else None
         self._pruned(self.pruner.prune(), stage)
         if before is not None and not (self.pruner.finished and self.method.restarts):
-            self._repair_batch_norm(before, stage)
+            moved, kind = repair_batch_norm(self, before), self.recipe.recover.batch_norm
+            self._event(
+                "recalibrate", stage, kind=kind, layers=moved.layers, moved=moved.moved, skipped=dict(moved.skipped)
+            )
             apply_masks_(self.model, self.pruner.masks)  # a masked channel has no mean to bring back
 
     def _train(self, stage: Stage) -> None:
@@ -274,13 +264,18 @@ class Runner:
             self.optimizer.load_state_dict(saved["optimizer"])
             apply_masks_(self.model, self.pruner.masks)
             clear_optimizer_state_(self.optimizer, self.model, self.pruner.masks)
+            self.press.load_state_dict(saved["penalty"])
             if first.batch:  # in the middle of an epoch: its dropout and its mean loss go on, too
                 restore_rng(saved["rng"])
                 self.position.batch = first.batch
                 self.position.loss_sum, self.position.seen = saved["sums"]
-        self.pruner.attach(self.optimizer)
+        self._attach(stage)
         if stage.kind == "retrain" and self.pruner.finished:
             self.pruner.restart()  # where an ablation asks: rewinding has just brought the old weights back
+
+    def _attach(self, stage: Stage) -> None:
+        self.press.begin(stage.kind, self._live_optimizer())
+        self.pruner.attach(self._live_optimizer())  # after the penalty: the masks have the last word
 
     def _epoch(self, stage: Stage) -> None:
         position, optimizer = self.position, self._live_optimizer()
@@ -295,7 +290,7 @@ class Runner:
         for batch in batches(self.data.train, self.recipe.data.batch_size, order=order, start=position.batch):
             self._set_lr(stage)
             loss = self._training_loss(stage, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.press.loss(loss).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             position.loss_sum += float(loss.detach()) * len(batch[1])
@@ -321,6 +316,7 @@ class Runner:
 
     def _log_epoch(self, stage: Stage, seconds: float) -> None:
         shown: Split = self.data.validation or self.data.test
+        pressure = self.press.figures()
         figures = evaluate(self.model, shown, self.task, batch_size=self.recipe.data.eval_batch_size)
         loss, n = figures.pop("loss"), figures.pop("n")
         self._event(
@@ -333,6 +329,7 @@ class Runner:
             n=n,
             sparsity=self.pruner.sparsity,
             seconds=seconds,
+            **pressure,
         )
 
     def _live_optimizer(self) -> Optimizer:
@@ -358,29 +355,6 @@ class Runner:
             total=total,
         )
 
-    @property
-    def _repairs_batch_norm(self) -> bool:
-        """Whether there is anything to repair, and no rewinding follows that puts all batch norms back anyway."""
-        if self.plan.rewind_to is not None or self.recipe.recover.batch_norm == "nothing":
-            return False
-        return any(isinstance(m, _BatchNorm) for m in self.model.modules())
-
-    def _repair_batch_norm(self, before: nn.Module, stage: Stage) -> None:
-        """Undo what this pruning step did to the batch norms; ``before`` is the network just before it.
-
-        Not the dense network of the first round: that would also undo what retraining taught scales and shifts since.
-        """
-        kind, count = self.recipe.recover.batch_norm, self.recipe.recover.batch_norm_samples
-        if kind == "rematch":
-            moved = rematch_bn_(self.model, before, self._sample("batch norm", count))
-        else:
-            order = order_of(self.data.train, self.recipe.seed, "batch norm")[:count]
-            size = self.recipe.data.batch_size
-            moved = reestimate_bn_(self.model, (x for x, _ in batches(self.data.train, size, order=order)))
-        self._event(
-            "recalibrate", stage, kind=kind, layers=moved.layers, moved=moved.moved, skipped=dict(moved.skipped)
-        )
-
     # What survives
 
     def _keep_for_rewinding(self, stage: Stage) -> None:
@@ -388,9 +362,14 @@ class Runner:
         position = self.position
         if stage.kind != "train" or self.plan.rewind_to != (position.epoch, position.batch):
             return
-        tree = {"model": self.model.state_dict(), "optimizer": self._live_optimizer().state_dict()}
-        sums = (position.loss_sum, position.seen)
-        save_tree(self.directory / REWIND, tree | {"rng": capture_rng(), "sums": sums})
+        tree = {
+            "model": self.model.state_dict(),
+            "optimizer": self._live_optimizer().state_dict(),
+            "penalty": self.press.state_dict(),
+            "rng": capture_rng(),
+            "sums": (position.loss_sum, position.seen),
+        }
+        save_tree(self.directory / REWIND, tree)
 
     def _save_dense(self) -> None:
         save_model(self.directory / DENSE, self.model)
@@ -403,6 +382,7 @@ class Runner:
             "model": self.model.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "pruner": self.pruner.state_dict(),
+            "penalty": self.press.state_dict(),
             "rng": capture_rng(),
             "threads": torch.get_num_threads(),
         }
@@ -416,11 +396,12 @@ class Runner:
         self.position = Position(**tree["position"])
         self.model.load_state_dict(with_versions(self.model, tree["model"]))
         self.pruner.load_state_dict(tree["pruner"])
+        self.press.load_state_dict(tree.get("penalty"))
         if tree["optimizer"] is not None:
             options = self.recipe.train.optimizer
             self.optimizer = build_optimizer(self.model, options.name, options.options)
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.pruner.attach(self.optimizer)
+            self._attach(self.stages[self.position.stage])
         restore_rng(tree["rng"])
 
     def _event(self, kind: str, stage: Stage, /, **fields: Any) -> None:

@@ -37,4 +37,5 @@ class BlockInfluence:
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
         """Return one score per block, or ``None`` for units that are no blocks."""
-        return stats["stream_turn"].get(group.name)
+        turns: Tensor | None = stats["stream_turn"].get(group.name)
+        return turns

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.errors import check_choice
 from secateur.scores._normalise import Normalise, normalised
 from secateur.scores.magnitude import Magnitude
-from secateur.types import GroupView, Score, Stats
+from secateur.types import GroupView, Need, Score, Stats
 
 Reduce = Literal["sum", "mean", "l2", "max"]
 Over = Literal["all", "out", "in", "norm"]
@@ -39,7 +39,7 @@ class Coupled:
         normalise: Divide each group's scores by their own ``mean``, ``max`` or ``l2`` norm, or not at all.
 
     Example:
-        >>> from secateur.types import MemberView
+        >>> from secateur.types import MemberView, Need
         >>> group = GroupView("conv", 2, (MemberView("conv.weight", "out", torch.tensor([[1.0, -2.0], [3.0, 4.0]])),))
         >>> Coupled(reduce_by="sum").units(group, {}).tolist()
         [3.0, 7.0]
@@ -61,7 +61,7 @@ class Coupled:
         check_choice("coupled: normalise", self.normalise, get_args(Normalise))
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Need]:
         """What the element score needs."""
         return self.score.needs
 

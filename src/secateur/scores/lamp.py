@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.scores.coupled import Coupled
 from secateur.scores.magnitude import Magnitude
-from secateur.types import GroupView, Stats
+from secateur.types import GroupView, Need, Stats
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Lamp:
         score: The inner score: root mean square of everything that a unit owns, unless given.
 
     Example:
-        >>> from secateur.types import MemberView
+        >>> from secateur.types import MemberView, Need
         >>> group = GroupView("fc", 3, (MemberView("fc@0", "out", torch.tensor([[2.0], [1.0], [2.0]])),))
         >>> [round(s, 3) for s in Lamp().units(group, {}).tolist()]
         [0.5, 0.111, 1.0]
@@ -44,7 +44,7 @@ class Lamp:
     score: Coupled = field(default_factory=lambda: Coupled(Magnitude(), "l2"))
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Need]:
         """What the inner score needs."""
         return self.score.needs
 

@@ -105,7 +105,7 @@ class Sensitivity:
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
         """Return one score per unit, or ``None`` where nothing was seen of them."""
-        values = stats[self._statistic].get(group.name)
+        values: Tensor | None = stats[self._statistic].get(group.name)
         if values is None:
             return None
         return values / stats["unit_macs"][group.name].clamp_min(1.0) if self.per_mac else values

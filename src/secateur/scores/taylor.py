@@ -61,7 +61,7 @@ class Taylor:
 
     def units(self, group: GroupView, stats: Stats) -> Tensor | None:
         """Return one score per unit."""
-        values = stats[self._statistic].get(group.name)
+        values: Tensor | None = stats[self._statistic].get(group.name)
         if values is None:
             return None
         return values.abs() if self.form == "signed" else values

@@ -1,8 +1,6 @@
-"""What scores need beyond the weights, collected once and streaming."""
+"""What scores and solvers need beyond the weights, collected once and streaming."""
 
+from secateur.stats.collect import STATISTICS, check_needs, collect
 from secateur.stats.gradients import collect_gradients
 
-STATISTICS = frozenset({"gradient", "absolute_gradient"})
-"""Names that a score may list in ``needs``."""
-
-__all__ = ["STATISTICS", "collect_gradients"]
+__all__ = ["STATISTICS", "check_needs", "collect", "collect_gradients"]

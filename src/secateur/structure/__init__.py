@@ -4,6 +4,7 @@ from secateur.structure.files import load_pruned, save_pruned
 from secateur.structure.fold import FoldedLayer, FoldReport, fold_constants_
 from secateur.structure.groups import Groups, find_groups
 from secateur.structure.make import make_plan
+from secateur.structure.penalty_groups import coupled_groups
 from secateur.structure.proof import verify
 from secateur.structure.report import ShrinkReport
 from secateur.structure.shrink import shrink_
@@ -15,6 +16,7 @@ __all__ = [
     "GroupReport",
     "Groups",
     "ShrinkReport",
+    "coupled_groups",
     "find_groups",
     "fold_constants_",
     "load_pruned",

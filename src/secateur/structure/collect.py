@@ -19,7 +19,7 @@ from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.structure.readers import Reader, readers_of
 from secateur.structure.views import role_of, rows_of
-from secateur.types import GroupScore, OutputScore, Stats, Tensors
+from secateur.types import GroupScore, Need, OutputScore, Source, Statistic, Stats, Tensors
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -50,7 +50,7 @@ class Collected:
         silent: Why there are none, by group.
     """
 
-    stats: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    stats: dict[Need, dict[str, Tensor]] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,10 +82,13 @@ def collect(
     _check_known(score)
     if COST in needs:
         out.stats[COST] = unit_costs(coupling, removed)
-    gradients = needs & (UNIT_STATISTICS | ELEMENT_STATISTICS)
+    for need in sorted((n for n in needs if isinstance(n, Statistic)), key=repr):
+        out.stats[need] = _elements(model, coupling, need, loss_fn, batches)
+    gradients = frozenset(str(n) for n in needs & (UNIT_STATISTICS | ELEMENT_STATISTICS))
     if gradients:
-        out.stats |= _gradients(model, coupling, score, gradients, _needed(score, loss_fn), _given(score, batches))
-    inputs, products = needs & INPUT_STATISTICS, needs & (PRODUCT_STATISTICS | {CENTRED})
+        out.stats.update(_gradients(model, coupling, score, gradients, _needed(score, loss_fn), _given(score, batches)))
+    inputs = frozenset(str(n) for n in needs & INPUT_STATISTICS)
+    products = needs & (PRODUCT_STATISTICS | {CENTRED})
     if not inputs and not products:
         return out
     data = _given(score, batches)
@@ -111,8 +114,11 @@ def check_needs(score: GroupScore, loss_fn: LossFn | None, batches: Batches | No
         MissingStatsError: Says what is missing.
     """
     _check_known(score)
-    if score.needs - {COST}:
+    uses = {use for n in score.needs if isinstance(n, Statistic) for use in n.uses}
+    if "batches" in uses or any(isinstance(n, str) for n in score.needs - {COST}):
         _given(score, batches)
+    if "loss" in uses:
+        _needed(score, loss_fn)
     by_loss = UNIT_STATISTICS | ELEMENT_STATISTICS
     if not isinstance(score, OutputScore):
         by_loss |= PRODUCT_STATISTICS | {CENTRED}
@@ -122,9 +128,14 @@ def check_needs(score: GroupScore, loss_fn: LossFn | None, batches: Batches | No
 
 def _check_known(score: GroupScore) -> None:
     known = UNIT_STATISTICS | ELEMENT_STATISTICS | INPUT_STATISTICS | PRODUCT_STATISTICS | {CENTRED, COST}
-    unknown = score.needs - known
-    if unknown:
-        raise MissingStatsError(f"{score} needs {sorted(unknown)}, which nothing here collects")
+    for need in score.needs - known:
+        if not isinstance(need, Statistic):
+            raise MissingStatsError(f"{score} needs {need!r}, which nothing here collects")
+        if not need.elementwise:
+            raise MissingStatsError(
+                f"{score} needs {need}, which rates weights jointly and cannot be added up over coupled units; use an "
+                "element score, or a pattern of single weights"
+            )
 
 
 def _needed(score: GroupScore, loss_fn: LossFn | None) -> LossFn:
@@ -238,7 +249,7 @@ class _Products:
 
 
 def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data: Callable[[], Iterable[Any]]) -> None:
-    score, needs = products.score, products.score.needs & (PRODUCT_STATISTICS | {CENTRED})
+    score, needs = products.score, {str(n) for n in products.score.needs & (PRODUCT_STATISTICS | {CENTRED})}
     scalar, per_sample = _scalar(score, loss_fn)
     means = None
     if CENTRED in needs:
@@ -299,7 +310,24 @@ def _outputs_of(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Tenso
     return outputs
 
 
-# -- gradients of parameters
+# -- of parameters
+
+
+def _elements(
+    model: nn.Module, coupling: Coupling, need: Statistic, loss_fn: LossFn | None, batches: Batches | None
+) -> dict[str, Tensor]:
+    """Return a statistic of single weights as rows per unit."""
+    reached = {m.name for g in coupling.groups for m in g.members}
+    parameters = {n: p for n, p in model.named_parameters() if n in reached}
+    first = coupling.trace.examples[0]
+    data = None if batches is None else (lambda: batches() if callable(batches) else batches)
+    found = need.collect(Source(model, parameters, loss_fn, data, first.args))
+    return {
+        f"{m.name}@{m.dim}": rows_of(found[m.name], m, g.units).double().cpu()
+        for g in coupling.groups
+        for m in g.members
+        if m.name in found
+    }
 
 
 def _gradients(

@@ -18,7 +18,7 @@ from secateur.stats.streams import collect_turns
 from secateur.structure.collect import Batches
 from secateur.structure.scoring import as_group_score
 from secateur.structure.views import role_of
-from secateur.types import GroupView, MemberView, Stats
+from secateur.types import GroupView, MemberView, Need, Stats
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,15 @@ _PRODUCTS = frozenset({"unit_product", "unit_product_square", "unit_product_abso
 
 
 def _collect(
-    model: nn.Module, needs: frozenset[str], sets: list[BlockSet], loss_fn: LossFn | None, batches: Batches | None
+    model: nn.Module, needs: frozenset[Need], sets: list[BlockSet], loss_fn: LossFn | None, batches: Batches | None
 ) -> Stats:
     if not needs:
         return {}
     unknown = needs - _PRODUCTS - {"stream_turn"}
     if unknown:
-        raise MissingStatsError(f"the score needs {sorted(unknown)}, which nothing here collects for whole blocks")
+        raise MissingStatsError(
+            f"the score needs {sorted(map(str, unknown))}, which nothing here collects for whole blocks"
+        )
     if batches is None or (loss_fn is None and needs & _PRODUCTS):
         raise MissingStatsError("the score looks at batches: pass loss_fn=lambda model, batch: ... and batches=[...]")
     loss_fn = loss_fn or call_model  # streams are only watched: any forward will do
@@ -103,7 +105,7 @@ def _collect(
         stats["stream_turn"] = _shared(sets, collect_turns(model, names, loss_fn, batches))
     if needs & _PRODUCTS:
         products = _products(model, sets, loss_fn, batches)
-        stats |= {need: _shared(sets, products[need]) for need in needs & _PRODUCTS}
+        stats |= {str(need): _shared(sets, products[str(need)]) for need in needs & _PRODUCTS}
     return stats
 
 

@@ -24,7 +24,7 @@ from secateur.structure.cut import Cut, removed_by
 from secateur.structure.inputs import split_inputs
 from secateur.structure.make import Chooser, Structural, check_method, groups_left
 from secateur.structure.scoring import as_group_score
-from secateur.types import GroupReport, Masks, Tensors, Weight
+from secateur.types import GroupReport, Tensors, Update, Weight
 
 _SEED = 0x5EC
 
@@ -161,8 +161,8 @@ class UnitMasking:
         """Return the target's quantity when a part of its measure has gone."""
         return self._chooser.in_words_of_target(self._coupling, self._sizes()[0] * (1.0 - level))
 
-    def masks(self, level: float, previous: Tensors, *, last: bool) -> Masks:
-        """Return the masks at a level; the last update meets the target itself.
+    def update(self, level: float, previous: Tensors, *, last: bool) -> Update:
+        """Return the pruning step to a level; the last one meets the target itself.
 
         Raises:
             TargetError: When the groups that the score can say something about do not allow the target.
@@ -179,7 +179,7 @@ class UnitMasking:
             self.found = Found(self.found.weights, self._chooser.skipped)
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         masks = Cut(self._coupling, removed).masks(self.found.weights)
-        return {name: mask.to(parameters[name].device) for name, mask in masks.items()}
+        return Update({name: mask.to(parameters[name].device) for name, mask in masks.items()})
 
     def achieved(self, masks: Tensors) -> float:
         """Return the target's quantity of the model that is left once the masked units are cut out."""

@@ -26,13 +26,16 @@ from secateur.testing.oracles import (
     remove_to_budget,
     select_k,
 )
-from secateur.testing.penalty_laws import check_penalty
+from secateur.testing.parametrisation_laws import check_parametrisation
+from secateur.testing.penalty_laws import check_activity_penalty, check_penalty
 
 __all__ = [
     "LAYOUTS",
     "check_ablation",
+    "check_activity_penalty",
     "check_allocation",
     "check_group_score",
+    "check_parametrisation",
     "check_pattern",
     "check_penalty",
     "check_schedule",

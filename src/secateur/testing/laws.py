@@ -12,9 +12,21 @@ from torch import Tensor
 from secateur.errors import PatternError
 from secateur.schedules import Schedule
 from secateur.testing.oracles import select_k
-from secateur.types import Allocation, GroupScore, GroupView, MemberView, Pattern, Score, Stats, Tensors, Units, Weight
+from secateur.types import (
+    Allocation,
+    GroupScore,
+    GroupView,
+    MemberView,
+    Need,
+    Pattern,
+    Score,
+    Stats,
+    Tensors,
+    Units,
+    Weight,
+)
 
-MakeStats = Callable[[frozenset[str], Tensors], Stats]
+MakeStats = Callable[[frozenset[Need], Tensors], Stats]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -48,10 +60,10 @@ def _random(shape: Sequence[int], seed: int) -> Tensor:
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def synthetic_stats(needs: frozenset[str], weights: Tensors) -> Stats:
+def synthetic_stats(needs: frozenset[Need], weights: Tensors) -> Stats:
     """Make up statistics of the weights' shapes, in float32 or better: signed for ``gradient``, else positive."""
-    stats = {}
-    for i, need in enumerate(sorted(needs)):
+    stats: dict[Need, dict[str, Tensor]] = {}
+    for i, need in enumerate(sorted(needs, key=repr)):
         values = {name: _random(w.shape, 100 * i + j) for j, (name, w) in enumerate(sorted(weights.items()))}
         values = {n: v.to(torch.promote_types(weights[n].dtype, torch.float32)) for n, v in values.items()}
         stats[need] = values if need == "gradient" else {name: v.abs() for name, v in values.items()}
@@ -124,14 +136,14 @@ def check_group_score(score: GroupScore) -> None:
         _require(empty is None, score, "scores a group that owns nothing")
 
 
-def _synthetic_group(units: int, needs: frozenset[str]) -> tuple[GroupView, dict[str, dict[str, Tensor]]]:
+def _synthetic_group(units: int, needs: frozenset[Need]) -> tuple[GroupView, dict[Need, dict[str, Tensor]]]:
     """Make a group of a layer, its bias, its norm and two readers; statistics by member and by group."""
     members = tuple(
         MemberView(f"{role}{i}@0", role, _random((units, width), i))
         for i, (role, width) in enumerate([("out", 9), ("bias", 1), ("norm", 1), ("bias", 1), ("in", 6), ("in", 4)])
     )
-    stats: dict[str, dict[str, Tensor]] = {}
-    for i, need in enumerate(sorted(needs)):
+    stats: dict[Need, dict[str, Tensor]] = {}
+    for i, need in enumerate(sorted(needs, key=repr)):
         table = {m.name: _random(tuple(m.values.shape), 50 + i).abs() for m in members}
         stats[need] = {**table, "group": _random((units,), 90 + i).abs().double()}
     return GroupView("group", units, members), stats

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from secateur.types import Penalty
+from secateur.errors import SecateurError
+from secateur.types import ActivityPenalty, LossPenalty, Penalty
 
 
 class _Net(nn.Module):
@@ -21,8 +22,9 @@ class _Net(nn.Module):
 def check_penalty(penalty: Penalty) -> None:
     """Check the laws of penalties on a small network.
 
-    The gradient is that of the value; the proximal step solves its problem; functions are pure; the state keeps its
-    names and shapes; and the penalty acts in at least one of the two ways.
+    The gradient is that of the value, at the start and after some steps; the proximal step solves its problem;
+    functions are pure; the state keeps its names and shapes; a penalty that follows the loss refuses to go on without;
+    and the penalty acts in at least one of the two ways.
 
     Args:
         penalty: The penalty.
@@ -51,12 +53,28 @@ def check_penalty(penalty: Penalty) -> None:
     nothing = {n: torch.zeros_like(w) for n, w in weights.items()}
     for tensors in (penalty.gradient(nothing, state), penalty.proximal(nothing, state, rates)):
         _require(all(bool(torch.isfinite(t).all()) for t in tensors.values()), penalty, "not finite at zero")
-    after = penalty.advance(weights, state, 0, None)
+    after = _later(penalty, weights, state)
     shapes = [{n: (tuple(t.shape), t.dtype) for n, t in s.items()} for s in (state, after)]
     _require(shapes[0] == shapes[1], penalty, f"the state changes from {shapes[0]} to {shapes[1]}")
+    _check_gradient(penalty, weights, after, penalty.gradient(weights, after))
     kept = all(torch.equal(w, before[0][n]) for n, w in weights.items())
     kept &= all(torch.equal(t, before[1][n]) for n, t in state.items())
     _require(kept, penalty, "changes its arguments")
+
+
+def _later(penalty: Penalty, weights: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state after some steps, in which the loss falls if the penalty looks at it."""
+    follows = isinstance(penalty, LossPenalty) and penalty.follows_loss
+    if follows:
+        refused = False
+        try:
+            penalty.advance(weights, state, 0, None)
+        except SecateurError:
+            refused = True
+        _require(refused, penalty, "follows the loss, and goes on without one")
+    for step in range(25):
+        state = penalty.advance(weights, state, step, 1.0 / (1 + step) if follows else None)
+    return state
 
 
 def _check_gradient(
@@ -98,6 +116,34 @@ def _check_proximal(
                 _require(least <= other * (1 + 1e-12), penalty, f"rate {rate}: the proximal step is not the least")
 
 
-def _require(condition: bool, penalty: Penalty, what: str) -> None:
+def check_activity_penalty(penalty: ActivityPenalty) -> None:
+    """Check the laws of penalties on activations.
+
+    Silence costs nothing and activity something, of either sign alike; the gradient points at silence; a batch given
+    twice costs what it costs once; half precision and an empty batch are finite; and nothing is changed.
+
+    Args:
+        penalty: The penalty, with a strength above zero.
+
+    Raises:
+        AssertionError: When a law is broken.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((5, 4), (3, 4, 2, 2)):
+        outputs = torch.randn(shape, generator=generator, dtype=torch.float64)
+        before, free = outputs.clone(), outputs.clone().requires_grad_()
+        value = penalty.value(free)
+        _require(value.dim() == 0 and float(value.detach()) > 0, penalty, f"costs {value} where units are active")
+        _require(float(penalty.value(torch.zeros_like(outputs))) == 0, penalty, "silence costs something")
+        _require(torch.allclose(penalty.value(-outputs), value.detach()), penalty, "minds the sign of activity")
+        (slope,) = torch.autograd.grad(value, free)
+        _require(bool((slope * outputs > 0).all()), penalty, "does not press towards silence everywhere")
+        twice = penalty.value(torch.cat([outputs, outputs]))
+        _require(torch.allclose(twice, value.detach()), penalty, "depends on the size of the batch")
+        _require(torch.equal(outputs, before), penalty, "changes its arguments")
+    _require(bool(torch.isfinite(penalty.value(torch.zeros(0, 4)))), penalty, "not finite on an empty batch")
+
+
+def _require(condition: bool, penalty: Penalty | ActivityPenalty, what: str) -> None:
     if not condition:
         raise AssertionError(f"{penalty}: {what}")
