@@ -124,12 +124,37 @@ PARAMETRISATIONS = (
 
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
+# Densities for the problems of the laws and of the matrix: every weight needs one.
+DENSITIES = {
+    **{"a": 0.5, "b": 0.1, "c": 1.0, "fc1": 0.3, "fc2": 0.6, "head": 0.0, "one": 1.0, "x": 0.2, "y": 0.9, "z": 0.0},
+    **{"w": 0.4, "p": 0.7, "q": 0.1, "0.weight": 0.5, "2.weight": 0.1, "4.weight": 1.0, "a.weight": 0.2},
+    **{"b.weight": 0.05, "c.weight": 0.7, "head.weight": 1.0},
+}
+
 ALLOCATIONS = (
     Case("layerwise"),
     Case("global"),
     Case("isomorphic"),
     Case("per_round"),
     Case("per_round", {"rate": 0.4, "slower": ("[acfpwx2]*",), "factor": 0.25}),  # some of every problem's layers
+    Case("er"),
+    Case("erk"),
+    Case("proportions", {"densities": tuple(DENSITIES.items())}),
+)
+
+DYNAMICS = (
+    Case("static"),
+    Case("set", {"seed": 0}),
+    Case("set", {"seed": 2**40, "fraction": 1.0, "every": 3, "end": 10, "unit": "steps"}),
+    Case("rigl", {"end": 1000}),
+    Case("rigl", {"end": 9, "every": 2, "begin": 3, "fraction": 1.0}),
+    Case("rigl", {"end": 4, "every": 1, "fraction": 0.0, "unit": "epochs"}),
+    Case("granet", {"end": 10}),
+    Case("granet", {"end": 20, "begin": 5, "every": 5, "fraction": 1.0, "unit": "steps"}),
+    Case("ac_dc"),
+    Case("ac_dc", {"total": 4, "warm_up": 1, "sparse": 1, "dense": 7, "last_dense": 1, "last_sparse": 1}),
+    Case("soft_filter", {"end": 4}),
+    Case("soft_filter", {"end": 7, "every": 3, "unit": "steps"}),
 )
 
 SCHEDULES = (
@@ -168,6 +193,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
     "parametrisation": PARAMETRISATIONS,
+    "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,

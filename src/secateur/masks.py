@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import WeightError, nearest
 from secateur.types import Masks, Tensors
@@ -137,3 +138,100 @@ class MaskHook:
         """
         handle = optimizer.register_step_post_hook(self)
         return handle.remove
+
+
+class MaskKeeper:
+    """The masks that training runs under: on every attached optimizer, and on averaged copies.
+
+    Args:
+        model: The model.
+        names: The weights that may be masked.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[str, object]) -> None:
+        self.masks: Masks = {}
+        self._model, self._names = model, names
+        self._hook = MaskHook(model, self.masks)
+        self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
+        self._covered = False  # whether the attached optimizers hold every weight that may be masked
+        self._averages: list[nn.Module] = []
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Apply the masks after every step of an optimizer, until :meth:`detach`.
+
+        Raises:
+            WeightError: When it holds none of the weights: it was built from another model.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise WeightError(f"expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
+        if id(optimizer) in self._optimizers:
+            return
+        if not self._held_by(optimizer):
+            raise WeightError(
+                "the optimizer holds none of this model's prunable weights; build it from this model's parameters"
+            )
+        self._hook.refresh()  # an optimizer is often new because the parameters are
+        self._optimizers[id(optimizer)] = (optimizer, self._hook.attach(optimizer))
+        held = set().union(*(self._held_by(o) for o, _ in self._optimizers.values()))
+        self._covered = self._names.keys() <= held
+
+    def _held_by(self, optimizer: Optimizer) -> set[str]:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {name for name, p in parameters_of(self._model, self._names).items() if id(p) in held}
+
+    def attach_ema(self, ema: nn.Module) -> None:
+        """Mask an averaged copy of the model whenever the masks change.
+
+        Raises:
+            WeightError: When its weights have other names or shapes.
+        """
+        inner = ema.module if isinstance(ema, AveragedModel) else ema
+        own = parameters_of(self._model, self._names)
+        check_masks(inner, {name: torch.ones(p.shape, dtype=torch.bool) for name, p in own.items()})
+        self._averages.append(inner)
+        apply_masks_(inner, self.masks)
+
+    def detach(self) -> None:
+        """Take the masks off all optimizers; weights stay as they are."""
+        for _, remove in self._optimizers.values():
+            remove()
+        self._optimizers.clear()
+        self._covered = False
+
+    def reapply(self) -> None:
+        """Apply the masks where no attached optimizer does."""
+        if not self._covered:
+            self._hook()
+
+    def set(self, masks: Masks) -> None:
+        """Change to other masks, and apply them.
+
+        Raises:
+            WeightError: When a mask does not belong to the model.
+        """
+        check_masks(self._model, masks)
+        self.masks.clear()
+        self.masks.update(masks)
+        self._hook.refresh()
+        self.zero(self.masks)
+
+    def zero(self, masks: Tensors) -> None:
+        """Set what the masks remove to zero this once, averaged copies included."""
+        for model in (self._model, *self._averages):
+            apply_masks_(model, masks)
+
+    def clear_state(self, masks: Tensors) -> None:
+        """Let the optimizers forget their momentum of what the masks remove."""
+        for optimizer, _ in self._optimizers.values():
+            clear_optimizer_state_(optimizer, self._model, masks)
+
+    def restart(self) -> None:
+        """Let the optimizers forget all that they know of this model, step counts included."""
+        for optimizer, _ in self._optimizers.values():
+            for parameter in self._model.parameters():
+                optimizer.state.pop(parameter, None)
+
+    def catch_up(self) -> None:
+        """Make the averaged copies what the model is now."""
+        for average in self._averages:
+            average.load_state_dict(self._model.state_dict())

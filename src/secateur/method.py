@@ -265,7 +265,8 @@ def make_masks(
             reduced = reduced.masked_fill(~method.masking.reduce(weight, previous[name]), -torch.inf)
         size = method.masking.sizes(weight)
         size = size.to(reduced.device) if isinstance(size, Tensor) else size
-        units[name] = Units(reduced, size * budget.cost[name], 0 if method.allow_empty else 1)
+        floor = 0 if method.allow_empty else 1
+        units[name] = Units(reduced, size * budget.cost[name], floor, shape=weight.sizes)
     counts = _counts(units, method, budget, kept)
     masks: Masks = {}
     for name, weight in weights.items():

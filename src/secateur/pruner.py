@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
-from secateur.errors import CheckpointError, MissingStatsError, TargetError, WeightError
+from secateur.errors import CheckpointError, MissingStatsError, TargetError
 from secateur.masking import Masking, WeightMasking
-from secateur.masks import MaskHook, apply_masks_, check_masks, clear_optimizer_state_, parameters_of
+from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
 from secateur.patterns import Channel
 from secateur.prunable import Found
@@ -93,7 +92,6 @@ class Pruner:
         method = as_method(method)
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
         self.method = method
-        self.masks: Masks = {}
         self.history: list[PruneReport] = []
         self._steps_per_epoch = steps_per_epoch
         self._steps, self._updates = 0, 0
@@ -109,10 +107,8 @@ class Pruner:
             self.model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs
         )
         self._asked = self._masking.asked(0.0)
-        self._hook = MaskHook(self.model, self.masks)
-        self._optimizers: dict[int, tuple[Optimizer, Callable[[], None]]] = {}
-        self._covered = False  # whether the attached optimizers hold every prunable weight
-        self._averages: list[nn.Module] = []
+        self._keeper = MaskKeeper(self.model, self.found.weights)
+        self.masks: Masks = self._keeper.masks
         if optimizer is not None:
             self.attach(optimizer)
         if ema is not None:
@@ -129,36 +125,15 @@ class Pruner:
         Raises:
             WeightError: When the optimizer holds none of the prunable weights: it was built from another model.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise WeightError(f"expected a torch.optim.Optimizer, got a {type(optimizer).__name__}")
-        if id(optimizer) in self._optimizers:
-            return
-        if not self._held_by(optimizer):
-            raise WeightError(
-                "the optimizer holds none of this model's prunable weights; build it from this model's parameters"
-            )
-        self._hook.refresh()  # an optimizer is often new because the parameters are
-        self._optimizers[id(optimizer)] = (optimizer, self._hook.attach(optimizer))
-        held = set().union(*(self._held_by(o) for o, _ in self._optimizers.values()))
-        self._covered = self.found.weights.keys() <= held
-
-    def _held_by(self, optimizer: Optimizer) -> set[str]:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return {name for name, p in parameters_of(self.model, self.found.weights).items() if id(p) in held}
+        self._keeper.attach(optimizer)
 
     def attach_ema(self, ema: nn.Module) -> None:
         """Mask an averaged copy of the model whenever the masks change."""
-        inner = ema.module if isinstance(ema, AveragedModel) else ema
-        check_masks(inner, {name: torch.ones(w.shape, dtype=torch.bool) for name, w in self.found.weights.items()})
-        self._averages.append(inner)
-        apply_masks_(inner, self.masks)
+        self._keeper.attach_ema(ema)
 
     def detach(self) -> None:
         """Take the masks off all optimizers; weights stay as they are."""
-        for _, remove in self._optimizers.values():
-            remove()
-        self._optimizers.clear()
-        self._covered = False
+        self._keeper.detach()
 
     def step(self) -> PruneReport | None:
         """Count one optimizer step, and prune if an update is due. Call it after ``optimizer.step()``.
@@ -174,20 +149,15 @@ class Pruner:
                     "this schedule counts rounds, and pruner.step() counts steps: it would never prune. Call "
                     "pruner.prune() between rounds of training, or give the schedule unit='steps' or 'epochs'"
                 )
-            self._reapply()
+            self._keeper.reapply()
             return None
         due = self._updates
         while due < schedule.updates and schedule.step(due, self._steps_per_epoch) <= self._steps:
             due += 1
         if due == self._updates:
-            self._reapply()
+            self._keeper.reapply()
             return None
         return self._update(due - 1)  # several due at once: the last one says it all
-
-    def _reapply(self) -> None:
-        """Apply the masks where no attached optimizer does."""
-        if not self._covered:
-            self._hook()
 
     def prune(self, *, final: bool = False) -> PruneReport:
         """Run the schedule's next update now.
@@ -246,9 +216,8 @@ class Pruner:
         with torch.no_grad():
             for name, parameter in parameters_of(self.model, update.values).items():
                 parameter.copy_(update.values[name])
-        self._set(update.masks)
-        for optimizer, _ in self._optimizers.values():
-            clear_optimizer_state_(optimizer, self.model, self.masks)
+        self._keeper.set(update.masks)
+        self._keeper.clear_state(update.masks)
         if last:
             self.restart()
 
@@ -263,21 +232,10 @@ class Pruner:
         if self.method.ablate is None or not self.method.restarts:
             return False
         self.method.ablate.restart_(self.model)
-        apply_masks_(self.model, self.masks)
-        for optimizer, _ in self._optimizers.values():
-            for parameter in self.model.parameters():
-                optimizer.state.pop(parameter, None)
-        for average in self._averages:
-            average.load_state_dict(self.model.state_dict())
+        self._keeper.catch_up()
+        self._keeper.zero(self.masks)
+        self._keeper.restart()
         return True
-
-    def _set(self, masks: Masks) -> None:
-        self.masks.clear()
-        self.masks.update(masks)
-        self._hook.refresh()
-        apply_masks_(self.model, self.masks)
-        for average in self._averages:
-            apply_masks_(average, self.masks)
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
@@ -329,7 +287,7 @@ class Pruner:
                 f"{self.method.schedule.updates}: it comes from another schedule"
             )
         self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
-        self._set({name: mask.clone() for name, mask in state["masks"].items()})
+        self._keeper.set({name: mask.clone() for name, mask in state["masks"].items()})
 
 
 def _sparsity(rows: tuple[LayerReport, ...]) -> float:

@@ -429,11 +429,14 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(factory if inspect.isfunction(factory) else factory.__init__)
 
 
+def _tuples(value: Any) -> Any:
+    """Turn lists, and lists in lists, into tuples: parts are values."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(
-            tuple(value) if isinstance(value, list) else value
-        )
+        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(_tuples(value))
     except ValidationError as error:
         raise RecipeError(f"{path}: got {value!r}; {error.errors()[0]['msg'].lower()}") from None
 

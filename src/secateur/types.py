@@ -107,6 +107,12 @@ class Weight:
             total *= size
         return total
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Outputs, inputs of one group, kernel positions: the shape in one order for every layout."""
+        kernel = (n for i, n in enumerate(self.shape) if i not in (self.out_dim, self.in_dim))
+        return (self.shape[self.out_dim], self.shape[self.in_dim], *kernel)
+
 
 @dataclass(frozen=True)
 class Units:
@@ -118,12 +124,15 @@ class Units:
         floor: Fewest units that must stay.
         kind: The same word for sets of units of one structure (the attention heads of all blocks), for allocations
             that compare only like with like.
+        shape: The weight's dimensions: outputs, inputs (of one group), kernel positions; empty for units of several
+            tensors, which have none in common.
     """
 
     scores: Tensor
     cost: float | Tensor
     floor: int = 1
     kind: str = ""
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -478,6 +487,94 @@ class Ablation(Protocol):
 
     def restart_(self, model: Module) -> None:
         """Give all weights new values, where it restarts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The units of one weight while it trains under a mask.
+
+    Attributes:
+        sizes: Magnitude of each unit, 1-D; of a masked one what its zeros give.
+        active: Which units are not masked.
+        gradients: Magnitude of the loss gradient of each unit, masked ones too; empty where nothing needs it.
+    """
+
+    sizes: Tensor
+    active: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A point in a training at which masks may move.
+
+    Attributes:
+        time: Steps or epochs trained, as the dynamics counts.
+        final: Level of the target: the fraction of the budget that is to go in the end.
+        units: Connections of each weight, where the dynamics needs them.
+        select: ``select(level)``: the masks that score, allocation and pattern choose at a level; masked stays masked.
+        reduce: Reads masks as active units per weight.
+        expand: Writes flags of units per weight as masks, of the weights and of what goes with their units.
+    """
+
+    time: int
+    final: float
+    units: Mapping[str, Connections]
+    select: Callable[[float], Masks]
+    reduce: Callable[[Tensors], dict[str, Tensor]]
+    expand: Callable[[Tensors], Masks]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the masks go. What leaves them is set to zero and forgotten by the optimizer; the rest is said here.
+
+    Attributes:
+        masks: The new masks; a weight without one is dense.
+        level: The level that they stand for.
+        zero: ``True`` where a parameter becomes zero now, masked or not.
+        clear: ``True`` where the optimizer forgets its momentum. What comes back has gathered some while it was masked.
+        restart: Whether the optimizer forgets everything, its step counts too.
+    """
+
+    masks: Masks
+    level: float
+    zero: Masks = field(default_factory=dict)
+    clear: Masks = field(default_factory=dict)
+    restart: bool = False
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """How masks move while a network trains. Pure: what it does depends on the turn and its own fields alone."""
+
+    @property
+    def unit(self) -> Literal["steps", "epochs"]:
+        """What its times count."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """``"units"`` (weight by weight, of a pattern with a free density) and ``"gradients"``, or neither."""
+        ...
+
+    @property
+    def sparse_start(self) -> bool:
+        """Whether training starts at the target, with the masks of the method, or dense."""
+        ...
+
+    @property
+    def last(self) -> int | None:
+        """Time of the last move; 0 where there is none after the start, ``None`` where there is no end."""
+        ...
+
+    def due(self, time: int) -> bool:
+        """Tell whether the masks move at a time; 1 is after the first step or epoch."""
+        ...
+
+    def update(self, turn: Turn) -> Move:
+        """Return where the masks go."""
         ...
 
 

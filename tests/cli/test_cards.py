@@ -70,15 +70,20 @@ def test_the_python_on_a_card_runs(axis, name):
         "Channel": Channel,
         "Layer": Layer,
         "target": secateur.Target("macs", 0.5),
+        "method": secateur.Method(target=secateur.Target("sparsity", 0.5)),
         "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loader": range(7),
     }
     exec(cards.card(axis, name).recipe, names)
     made = {
         "unit-score": lambda: names["method"].score,
         "unit-pattern": lambda: names["method"].pattern,
         "parametrisation": lambda: names["wrapped"].parametrisation,
+        "dynamics": lambda: names["trainer"].dynamics,
     }[axis.name]()
-    assert made == axis.parts[name]()
+    required = {o.name: getattr(made, o.name) for o in cards.card(axis, name).options if o.required}
+    assert made == axis.parts[name](**required)
 
 
 def test_main_writes_the_folder_and_removes_stale_cards(tmp_path, capsys):

@@ -18,6 +18,7 @@ from secateur.testing import (
     check_ablation,
     check_activity_penalty,
     check_allocation,
+    check_dynamics,
     check_group_score,
     check_parametrisation,
     check_pattern,
@@ -25,11 +26,12 @@ from secateur.testing import (
     check_schedule,
     check_score,
 )
-from secateur.training import PARAMETRISATIONS
+from secateur.training import DYNAMICS, PARAMETRISATIONS
 from secateur.types import (
     Ablation,
     ActivityPenalty,
     Allocation,
+    Dynamics,
     GroupScore,
     Parametrisation,
     Pattern,
@@ -45,6 +47,7 @@ REGISTRIES: dict[str, Registry] = {
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
     "parametrisation": PARAMETRISATIONS,
+    "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
     "allocate": ALLOCATIONS,
@@ -125,6 +128,13 @@ def test_allocation(case: cases.Case) -> None:
     allocation = ALLOCATIONS[case.name](**case.kwargs)
     assert isinstance(allocation, Allocation)
     check_allocation(allocation)
+
+
+@pytest.mark.parametrize("case", cases.DYNAMICS, ids=str)
+def test_dynamics(case: cases.Case) -> None:
+    dynamics = DYNAMICS[case.name](**case.kwargs)
+    assert isinstance(dynamics, Dynamics)
+    check_dynamics(dynamics)
 
 
 @pytest.mark.parametrize("case", cases.SCHEDULES, ids=str)

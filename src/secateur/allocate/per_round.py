@@ -6,8 +6,9 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
-from secateur.allocate.layerwise import apportion
+from secateur.allocate._apportion import apportion
 from secateur.errors import TargetError, WeightError, nearest
 from secateur.types import Units
 
@@ -69,7 +70,8 @@ class PerRound:
                 raise WeightError(
                     f"per_round: slower {pattern!r} matches none of the layers; {nearest(pattern, known)}"
                 )
-        return apportion(units, kept, {name: self._slowness(name) for name in units})
+        sizes = {name: Fraction(u.scores.numel()) for name, u in units.items()}
+        return apportion(units, kept, sizes, {name: self._slowness(name) for name in units})
 
     def sparsity(self, sizes: Mapping[str, int], rounds: int) -> float:
         """Return what is gone of all layers together after some rounds, for the target.

@@ -59,7 +59,7 @@ def axes() -> dict[str, Axis]:
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
-    from secateur.training import PARAMETRISATIONS
+    from secateur.training import DYNAMICS, PARAMETRISATIONS
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
     norms: dict[str, Callable[..., Any]] = {"rematch": rematch_bn_, "reestimate": reestimate_bn_}
@@ -94,6 +94,17 @@ def axes() -> dict[str, Axis]:
             "",
             PARAMETRISATIONS,
             home=("secateur.training", "wrapped = Reparametrised(model, {})"),
+        ),
+        Axis(
+            "dynamics",
+            "how masks move during training",
+            "",
+            "",
+            DYNAMICS,
+            home=(
+                "secateur.training",
+                "trainer = SparseTraining(model, method, {}, optimizer=optimizer, steps_per_epoch=len(loader))",
+            ),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
         Axis("distill", "what it learns from the dense network", "recover", "distill", DISTILLATIONS),

@@ -22,7 +22,8 @@ from secateur.errors import UnknownNameError, nearest
 
 # Values that make an example of a required option.
 _EXAMPLES: Mapping[str, Any] = {
-    "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4
+    "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4,
+    "dynamics.end": 1000, "densities": [["fc1.weight", 0.1], ["fc2.weight", 0.5]],
 }  # fmt: skip
 # What a recipe says where none of several options is required, but one must be given.
 _ONE_OF: Mapping[str, dict[str, Any]] = {"weight_rewinding": {"rewind_to": 0}}
@@ -177,7 +178,10 @@ def type_words(hint: Any) -> str:
         names = dict.fromkeys(type_words(a) for a in arguments if a is not type(None))
         return " | ".join(n for n in names if n != "Tensor") or "nothing"
     if typing.get_origin(hint) in (tuple, list):
-        return "list of " + " | ".join(dict.fromkeys(f"{type_words(a)}s" for a in arguments if a is not Ellipsis))
+        if typing.get_origin(hint) is tuple and len(arguments) > 1 and Ellipsis not in arguments:
+            return "(" + ", ".join(type_words(a) for a in arguments) + ")"
+        each = dict.fromkeys(type_words(a) for a in arguments if a is not Ellipsis)
+        return "list of " + " | ".join(word if word.endswith(")") else f"{word}s" for word in each)
     words = {int: "integer", float: "number", bool: "true | false", str: "text", Any: "any value"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -210,6 +214,10 @@ def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str
     return out
 
 
+def _example(axis: Axis, option: str) -> Any:
+    return _EXAMPLES.get(f"{axis.name}.{option}", _EXAMPLES.get(option, 1))
+
+
 def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if not axis.field:
         return _python(axis, name, options)
@@ -223,7 +231,7 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
         from secateur.recipe import RecoverSection
 
         return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
-    chosen = {o.name: _EXAMPLES.get(o.name, 1) if o.required else o.default for o in options} | _ONE_OF.get(name, {})
+    chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options} | _ONE_OF.get(name, {})
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]
@@ -241,8 +249,10 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     home, use = axis.home
     plain = inspect.signature(factory).parameters
     values = [(o.name, o.default) for o in options if isinstance(o.default, bool | int | float | str | tuple)]
-    shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in values if plain[n].default == v]
-    also = ["Reparametrised"] if "Reparametrised" in use else []
+    values = [(n, v) for n, v in values if plain[n].default == v]
+    required = [(o.name, _example(axis, o.name)) for o in options if o.required]
+    shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in (*required, *values)]
+    also = [name for name in ("Reparametrised", "SparseTraining") if name in use]
     imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels

@@ -17,7 +17,7 @@ _SYMBOLS = {
     r"\approx": "≈", r"\sim": "~", r"\in": "∈", r"\top": "T", r"\lVert": "‖", r"\rVert": "‖", r"\leftarrow": "←",
     r"\to": "→", r"\partial": "∂", r"\nabla": "∇", r"\infty": "∞", r"\dots": "…", r"\ldots": "…", r"\cdots": "…",
     r"\sum": "Σ", r"\prod": "Π", r"\max": "max", r"\min": "min", r"\log": "log", r"\exp": "exp", r"\pm": "±",
-    r"\alpha": "α", r"\beta": "β", r"\gamma": "γ", r"\delta": "δ", r"\epsilon": "ε", r"\varepsilon": "ε",
+    r"\alpha": "α", r"\beta": "β", r"\gamma": "γ", r"\delta": "δ", r"\epsilon": "ε", r"\varepsilon": "ε", r"\zeta": "ζ",
     r"\eta": "η", r"\theta": "θ", r"\lambda": "λ", r"\mu": "μ", r"\pi": "π", r"\rho": "ρ", r"\sigma": "σ",
     r"\tau": "τ", r"\phi": "φ", r"\omega": "ω", r"\Delta": "Δ", r"\Sigma": "Σ", r"\Omega": "Ω", r"\ell": "ℓ",
     r"\qquad": "   ", r"\quad": "  ", r"\,": "\u2009", r"\;": "\u2009", r"\:": "\u2009", r"\!": "",

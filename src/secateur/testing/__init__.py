@@ -10,6 +10,7 @@ pure-Python versions of what the library does fast.
 """
 
 from secateur.testing.ablation_laws import check_ablation
+from secateur.testing.dynamics_laws import check_dynamics
 from secateur.testing.laws import (
     LAYOUTS,
     check_allocation,
@@ -34,6 +35,7 @@ __all__ = [
     "check_ablation",
     "check_activity_penalty",
     "check_allocation",
+    "check_dynamics",
     "check_group_score",
     "check_parametrisation",
     "check_pattern",
