@@ -150,6 +150,8 @@ ALLOCATIONS = (
     Case("layerwise"),
     Case("global"),
     Case("isomorphic"),
+    Case("per_round"),
+    Case("per_round", {"rate": 0.4, "slower": ("[acfpwx2]*",), "factor": 0.25}),  # some of every problem's layers
     Case("er"),
     Case("erk"),
     Case("proportions", {"densities": tuple(DENSITIES.items())}),
@@ -184,7 +186,24 @@ SCHEDULES = (
     Case("cubic", {"begin": 0, "end": 3, "unit": "epochs", "initial": 0.5}, {"updates": 4, "last": 3}),
 )
 
+ABLATIONS = (
+    Case("shuffle"),
+    Case("shuffle", {"seed": 7}),
+    Case("random_masks"),
+    Case("random_masks", {"seed": 7}),
+    Case("reinitialise", {"seed": 3}),
+    Case("smaller_dense", {"by": "macs"}, {"trains_apart": True}),
+)
+
+DISTILLATIONS = (
+    Case("soft_targets"),
+    Case("soft_targets", {"weight": 0.9, "temperature": 4.0}),
+    Case("outputs", {"weight": 0.1}),
+)
+
 CASES: dict[str, tuple[Case, ...]] = {
+    "ablation": ABLATIONS,
+    "distill": DISTILLATIONS,
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,

@@ -31,6 +31,7 @@ PARTS = {
     "sparse",
 }
 MIDDLE = {
+    "ablations",
     "facts",
     "structure",
     "masking",

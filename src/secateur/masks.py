@@ -230,3 +230,8 @@ class MaskKeeper:
         for optimizer, _ in self._optimizers.values():
             for parameter in self._model.parameters():
                 optimizer.state.pop(parameter, None)
+
+    def catch_up(self) -> None:
+        """Make the averaged copies what the model is now."""
+        for average in self._averages:
+            average.load_state_dict(self._model.state_dict())

@@ -19,6 +19,7 @@ from secateur.scores import Magnitude
 from secateur.select import check_scores, cost_of_best, live
 from secateur.targets import Target
 from secateur.types import (
+    Ablation,
     Allocation,
     Budget,
     GroupScore,
@@ -33,7 +34,7 @@ from secateur.types import (
     Weight,
 )
 
-_OPTIONAL = ("target", "allocate", "solver")
+_OPTIONAL = ("target", "allocate", "solver", "ablate")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Method:
         types: Module class names to consider.
         overrides: Sparsities of their own for some weights.
         allow_empty: Whether a layer may lose all its units.
+        ablate: What the method is robbed of; see :mod:`secateur.ablations`.
 
     Raises:
         RecipeError: When two parts exclude each other; names both.
@@ -96,9 +98,12 @@ class Method:
     types: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
     allow_empty: bool = False
+    ablate: Ablation | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
+        if self.ablate is not None:
+            self.ablate.check(self.pattern, rounds=self.schedule.unit == "rounds")
         density = self.pattern.density if isinstance(self.pattern, Pattern) else None
         if density is not None:
             self._check_fixed_density(density)
@@ -133,6 +138,7 @@ class Method:
             "solver": (self.solver, Solver),
             "allocate": (self.allocate, Allocation),
             "schedule": (self.schedule, Schedule),
+            "ablate": (self.ablate, Ablation),
         }
         for name, (value, kind) in parts.items():
             if isinstance(value, type) or not (isinstance(value, kind) or (value is None and name in _OPTIONAL)):
@@ -182,6 +188,11 @@ class Method:
                 "secateur.make_plan or secateur.shrink_, or another pattern"
             )
         return self.pattern
+
+    @property
+    def restarts(self) -> bool:
+        """Whether an ablation starts all weights anew after the last pruning step."""
+        return self.ablate is not None and self.ablate.restarts
 
     @property
     def goal(self) -> Target:
@@ -263,7 +274,7 @@ def make_masks(
         if previous is not None:
             chosen &= ~torch.isneginf(units[name].scores)
         masks |= method.masking.expand(weight, chosen)
-    return masks
+    return masks if method.ablate is None else method.ablate.masks(weights, method.masking, masks, previous)
 
 
 def check_finite(name: str, value: Tensor) -> None:

@@ -219,6 +219,24 @@ class Pruner:
                 parameter.copy_(update.values[name])
         self._keeper.set(update.masks)
         self._keeper.clear_state(update.masks)
+        if last:
+            self.restart()
+
+    def restart(self) -> bool:
+        """Start all weights anew where the method's ablation asks for that; its last update does it by itself.
+
+        No optimizer and no average remembers the old ones.
+
+        Returns:
+            Whether it did.
+        """
+        if self.method.ablate is None or not self.method.restarts:
+            return False
+        self.method.ablate.restart_(self.model)
+        self._keeper.catch_up()
+        self._keeper.zero(self.masks)
+        self._keeper.restart()
+        return True
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
@@ -233,6 +251,7 @@ class Pruner:
             layers=rows,
             skipped=self.found.skipped,
             groups=self._masking.groups(self.masks),
+            ablation="" if self.method.ablate is None else str(self.method.ablate),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,22 +27,24 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.ablations import ABLATIONS, SmallerDense
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError, SecateurError, TargetError, nearest
 from secateur.export import FORMATS
 from secateur.method import Method, Override
 from secateur.patterns import PATTERNS, Channel
 from secateur.penalties import PENALTIES
+from secateur.pipeline.distill import check_distillation
 from secateur.pipeline.optim import LEARNING_RATES, check_optimizer
 from secateur.pipeline.tasks import TASKS
 from secateur.recipe_files import parse
-from secateur.recover import RECOVERIES
+from secateur.recover import DISTILLATIONS, RECOVERIES, Distillation, Nothing
 from secateur.recover.retrain import Recovery
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Kind, Target
-from secateur.types import ActivityPenalty, Penalty, Score
+from secateur.types import Ablation, ActivityPenalty, Penalty, Score
 
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
@@ -89,6 +91,11 @@ def _part(value: object) -> object:
 
 def _plain(part: Part) -> dict[str, Any]:
     return {"name": part.name, **part.options}
+
+
+def _distill(value: object) -> object:
+    unnamed = isinstance(value, Mapping) and "name" not in value
+    return _part({"name": "soft_targets", **value} if unnamed and isinstance(value, Mapping) else value)
 
 
 PartField = Annotated[Part, BeforeValidator(_part), PlainSerializer(_plain)]
@@ -183,6 +190,7 @@ class PruneSection(Section):
         tuple[OverrideSection, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
     ] = ()
     allow_empty: bool = False
+    ablate: PartField | None = None
     score_batches: Positive = 8
 
     def build(self) -> Method:
@@ -203,13 +211,23 @@ class PruneSection(Section):
             types=self.types,
             overrides=tuple(Override(o.match, o.sparsity) for o in self.overrides),
             allow_empty=self.allow_empty,
+            ablate=ablation if isinstance(ablation := self.build_ablation(), Ablation) else None,
         )
+
+    def build_ablation(self) -> Ablation | SmallerDense | None:
+        """Return what the method is robbed of, or compared with, if anything.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        return None if self.ablate is None else build_part(ABLATIONS, self.ablate, "prune.ablate")
 
 
 class RecoverSection(Section):
     """What follows each pruning step."""
 
     retrain: PartField = Part(name="nothing")
+    distill: Annotated[Part, BeforeValidator(_distill), PlainSerializer(_plain)] | None = None
     penalise: bool = False
     batch_norm: Literal["rematch", "reestimate", "nothing"] = "rematch"
     batch_norm_samples: Annotated[int, Field(ge=2)] = 256
@@ -222,6 +240,14 @@ class RecoverSection(Section):
         """
         recovery: Recovery = build_part(RECOVERIES, self.retrain, "recover.retrain")
         return recovery
+
+    def build_distillation(self) -> Distillation | None:
+        """Return what the retraining learns from the dense network, if anything.
+
+        Raises:
+            RecipeError: When an option is wrong.
+        """
+        return None if self.distill is None else build_part(DISTILLATIONS, self.distill, "recover.distill")
 
 
 class MeasureSection(Section):
@@ -270,21 +296,24 @@ class Recipe(Section):
             if name not in FORMATS:
                 raise RecipeError(f"export: unknown format {name!r}; {nearest(name, FORMATS)}")
         _check_coupled(method)
-        recovery.training_epoch(self.train.epochs)
+        check_distillation(
+            self.recover.build_distillation(), recovery, task=self.task, when=method.when, weights=self.model.weights
+        )
+        recovery.check(self.train.epochs)
         schedule = method.schedule
-        if schedule.unit == "epochs":
-            where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
-            epochs = self.train.epochs if method.when == "during" else recovery.epochs
-            if schedule.time(schedule.updates - 1) > epochs or not epochs:
-                raise RecipeError(
-                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, but {where} = {epochs}: "
-                    "the target would never be reached"
-                )
         if recovery.rewinds_weights and schedule.unit != "rounds" and method.when == "after":
             raise RecipeError(
                 "recover.retrain 'weight_rewinding' and a schedule in steps or epochs after training exclude each "
                 "other: rewinding starts a round. Use a schedule with unit = 'rounds'"
             )
+        if schedule.unit == "epochs":
+            where = "train.epochs" if method.when == "during" else "recover.retrain.epochs"
+            epochs = self.train.epochs if method.when == "during" else recovery.length(self.train.epochs, 1)
+            if schedule.time(schedule.updates - 1) > epochs or not epochs:
+                raise RecipeError(
+                    f"prune.schedule ends at epoch {schedule.time(schedule.updates - 1):g}, but {where} = {epochs}: "
+                    "the target would never be reached"
+                )
         return self
 
     def _check_penalty(self, recovery: Recovery) -> None:
@@ -292,7 +321,7 @@ class Recipe(Section):
         penalty, penalise = self.train.build_penalty(), self.recover.penalise
         if penalty is None and penalise:
             raise RecipeError("recover.penalise goes on with train.penalty, and there is none")
-        if penalise and not recovery.epochs:
+        if penalise and isinstance(recovery, Nothing):
             raise RecipeError("recover.penalise has no retraining to act in; give recover.retrain, or leave it out")
         if penalty is not None and not self.train.epochs and not penalise:
             raise RecipeError(

@@ -471,6 +471,28 @@ class ActivationNoise(Parametrisation, Protocol):
         ...
 
 
+@runtime_checkable
+class Ablation(Protocol):
+    """What a method is robbed of, to see what that was worth: where its zeros lie, or the weights that it leaves."""
+
+    @property
+    def restarts(self) -> bool:
+        """Whether all weights start anew after the last pruning step."""
+        ...
+
+    def check(self, pattern: object, *, rounds: bool) -> None:
+        """Raise :class:`~secateur.errors.RecipeError` for a pattern, or a schedule not in rounds, that does not go."""
+        ...
+
+    def masks(self, weights: Mapping[str, Weight], pattern: Pattern, masks: Masks, previous: Tensors | None) -> Masks:
+        """Return what to use in place of the method's own masks; pruned stays pruned."""
+        ...
+
+    def restart_(self, model: Module) -> None:
+        """Give all weights new values, where it restarts."""
+        ...
+
+
 @dataclass(frozen=True)
 class Connections:
     """The units of one weight while it trains under a mask.
@@ -606,6 +628,7 @@ class PruneReport:
         layers: One row per weight.
         skipped: Weights left alone, and why; with coupled units, groups.
         groups: One row per coupled group, where units of coupled groups are pruned.
+        ablation: What the method was robbed of, in words; empty for the method itself.
     """
 
     target: str
@@ -617,6 +640,7 @@ class PruneReport:
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[GroupReport, ...] = ()
+    ablation: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -633,4 +657,5 @@ class PruneReport:
             ],
             "skipped": dict(self.skipped),
             "groups": [{"name": g.name, "units": g.units, "kept": g.kept} for g in self.groups],
+            "ablation": self.ablation,
         }

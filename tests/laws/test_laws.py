@@ -3,16 +3,19 @@
 import pytest
 
 import cases
+from secateur.ablations import ABLATIONS
 from secateur.allocate import ALLOCATIONS
 from secateur.errors import RecipeError
 from secateur.method import Method
 from secateur.patterns import PATTERNS, UNIT_PATTERNS
 from secateur.penalties import PENALTIES
+from secateur.recover import DISTILLATIONS
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Target
 from secateur.testing import (
+    check_ablation,
     check_activity_penalty,
     check_allocation,
     check_dynamics,
@@ -25,6 +28,7 @@ from secateur.testing import (
 )
 from secateur.training import DYNAMICS, PARAMETRISATIONS
 from secateur.types import (
+    Ablation,
     ActivityPenalty,
     Allocation,
     Dynamics,
@@ -37,6 +41,8 @@ from secateur.types import (
 )
 
 REGISTRIES: dict[str, Registry] = {
+    "ablation": ABLATIONS,
+    "distill": DISTILLATIONS,
     "score": SCORES,
     "group score": GROUP_SCORES,
     "penalty": PENALTIES,
@@ -97,6 +103,14 @@ def test_parametrisation(case: cases.Case) -> None:
     parametrisation = PARAMETRISATIONS[case.name](**case.kwargs)
     assert isinstance(parametrisation, Parametrisation)
     check_parametrisation(parametrisation)
+
+
+@pytest.mark.parametrize("case", cases.ABLATIONS, ids=str)
+def test_ablation(case: cases.Case) -> None:
+    ablation = ABLATIONS[case.name](**case.kwargs)
+    assert isinstance(ablation, Ablation) is not case.notes.get("trains_apart", False)
+    if isinstance(ablation, Ablation):
+        check_ablation(ablation)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from secateur.ablations import Shuffle
 from secateur.allocate import Global
 from secateur.patterns import NM, Block, Unstructured
 from secateur.schedules import Schedule
-from secateur.testing import check_allocation, check_parametrisation, check_pattern, check_schedule, check_score
+from secateur.testing import (
+    check_ablation,
+    check_allocation,
+    check_parametrisation,
+    check_pattern,
+    check_schedule,
+    check_score,
+)
 from secateur.training import L0, Movement, SoftThreshold
 from secateur.types import Masks, Moment, Stats, Tensors, Units, Weight
 
@@ -154,6 +162,49 @@ BAD_ALLOCATIONS = {
 def test_bad_allocation(law: str) -> None:
     with pytest.raises(AssertionError, match=law):
         check_allocation(BAD_ALLOCATIONS[law])
+
+
+class Bad(Shuffle):
+    """A shuffle that breaks one law."""
+
+    def __init__(self, law: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "law", law)
+
+    def masks(self, weights, pattern, masks, previous):
+        if self.law == "came back":
+            return super().masks(weights, pattern, masks, None)
+        if self.law == "changes its arguments":
+            next(iter(masks.values())).fill_(True)
+        out = super().masks(weights, pattern, masks, previous)
+        if self.law == "not the same twice":
+            object.__setattr__(self, "seed", self.seed + 1)
+        if self.law == "keeps .*, not ":
+            out = {name: torch.ones_like(mask) for name, mask in out.items()}
+        if self.law == "breaks up units" and type(pattern).__name__ == "Channel":
+            out = {n: m.flatten()[torch.arange(m.numel()).flip(0)].view(m.shape).roll(1, -1) for n, m in out.items()}
+        if self.law == "masks .*, not ":
+            out = {f"{name}x": mask for name, mask in out.items()}
+        if self.law == "of every" and type(pattern).__name__ == "NM":
+            out = {n: m.flatten().sort(descending=True).values.view(m.shape) for n, m in out.items()}
+        return out
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        "came back",
+        "changes its arguments",
+        "not the same twice",
+        "keeps .*, not ",
+        "breaks up units",
+        "masks .*, not ",
+        "of every",
+    ],
+)
+def test_bad_ablation(law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        check_ablation(Bad(law))
 
 
 class NearlyZero(L0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -14,12 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from secateur import Method, Target
 from secateur.checkpoint import load_tree
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, RecipeError
+from secateur.pipeline.data import derive_seed, seed_everything
 from secateur.pipeline.events import EventLog, Silent
-from secateur.pipeline.plan import Stage
+from secateur.pipeline.optim import Cosine
+from secateur.pipeline.plan import Plan, Stage
 from secateur.pipeline.run import Runner, run
 from secateur.recipe import Recipe, from_dict
+from secateur.recover import LearningRateRewinding, WeightRewinding
+from secateur.recover.retrain import Recovery
 
 from .tiny import data, net
 
@@ -77,6 +83,16 @@ WATCHED = ITERATIVE | {
     "checkpoint": {"every_steps": 2},
 }
 WATCHED_REWOUND = REWOUND | {"prune": REWOUND["prune"] | {"score": {"name": "movement"}}}
+TICKET = BASE | {  # back into the middle of an epoch, with data and dropout that draw from every generator
+    "data": {"factory": "tests.pipeline.tiny:noisy", "batch_size": 8},
+    "prune": {"target": {"sparsity": 0.6}, "schedule": {"name": "iterative", "rounds": 2}},
+    "recover": {"retrain": {"name": "weight_rewinding", "rewind_to": 8, "unit": "steps"}},
+    "checkpoint": {"every_steps": 1},
+}
+DISTILLED = ITERATIVE | {
+    "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 2}, "distill": {"weight": 0.7}},
+    "checkpoint": {"every_steps": 3},
+}
 RECIPES = {
     "watched": WATCHED,
     "watched rewound": WATCHED_REWOUND,
@@ -85,6 +101,8 @@ RECIPES = {
     "gradual": GRADUAL,
     "mapped": MAPPED,
     "coupled": COUPLED,
+    "ticket": TICKET,
+    "distilled": DISTILLED,
 }
 
 
@@ -188,23 +206,94 @@ def test_killed_again_and_again_at_random_instants(name: str, tmp_path: Path) ->
     assert_same(tmp_path / "whole", directory)
 
 
+@pytest.mark.parametrize(
+    "point",
+    [
+        {"epochs": 2},
+        {"rewind_to": 0},
+        {"rewind_to": 2},
+        *({"rewind_to": k, "unit": "steps"} for k in (0, 1, 5, 12, 17)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("factory", ["data", "noisy"])
-def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(factory: str, tmp_path: Path) -> None:
+def test_rewinding_with_nothing_pruned_repeats_the_training_bit_for_bit(
+    factory: str, point: dict[str, object], tmp_path: Path
+) -> None:
     recipe = from_dict(
         BASE
         | {
             "data": {"factory": f"tests.pipeline.tiny:{factory}", "batch_size": 8},
             "prune": {"target": {"sparsity": 0.0}},
-            "recover": {"retrain": {"name": "weight_rewinding", "epochs": 2}},
+            "recover": {"retrain": {"name": "weight_rewinding", **point}},
         }
     )
     carry_out(recipe, tmp_path)
     dense, rewound = load_file(tmp_path / "dense.safetensors"), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(dense[name], rewound[name]) for name in dense)
+    epochs = [e for e in outcome(tmp_path)[2] if e["event"] == "epoch"]
+    trained, again = ([e for e in epochs if e["phase"] == phase] for phase in ("train", "retrain"))
+    for key in ("lr", "train_loss", "loss"):  # the mean loss of an epoch taken up half-way is that of the whole
+        assert [e[key] for e in again] == [e[key] for e in trained[-len(again) :]]
 
 
-def test_rewound_weights_are_the_checkpoint_times_the_mask(tmp_path: Path) -> None:
-    recipe = from_dict(REWOUND)
+@pytest.mark.parametrize("recovery", [WeightRewinding(rewind_to=1), LearningRateRewinding(epochs=29)], ids=str)
+def test_a_repeated_epoch_has_the_very_learning_rates_of_the_first(recovery: Recovery) -> None:
+    plan = Plan(Method(target=Target("sparsity", 0.5)), recovery, 30, Cosine(), 0.1, steps_per_epoch=49)
+    train, retrain = Stage("train", 30), Stage("retrain", 29, 0)
+    for epoch, batch in itertools.product(range(29), range(49)):
+        assert plan.lr(retrain, epoch, batch) == plan.lr(train, 1 + epoch, batch)
+
+
+def test_the_original_ticket_goes_back_to_the_initial_weights(tmp_path: Path) -> None:
+    recipe = from_dict(
+        BASE
+        | {
+            "prune": {"target": {"sparsity": 0.6}},
+            "recover": {"retrain": {"name": "weight_rewinding", "rewind_to": 0}},
+        }
+    )
+    run(recipe, tmp_path, report=False)
+    saved = load_tree(tmp_path / "rewind.safetensors")["model"]
+    seed_everything(derive_seed(recipe.seed, "init"))
+    assert all(torch.equal(value, saved[name]) for name, value in net().state_dict().items())
+    events = [e for e in outcome(tmp_path)[2] if e["event"] == "epoch" and e["phase"] == "retrain"]
+    assert len(events) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "either recover.epochs"),
+        ({"epochs": 1, "rewind_to": 1}, "either recover.epochs"),
+        ({"epochs": 1, "unit": "steps"}, "leave unit out"),
+        ({"rewind_to": -1}, "at least 0"),
+        ({"rewind_to": 3}, "leaves nothing to train again"),
+        ({"rewind_to": 1, "unit": "rounds"}, "epochs"),
+        ({"epochs": 4}, "rewinds further than the 3 epochs"),
+    ],
+)
+def test_points_outside_the_training_are_refused(options: dict[str, object], words: str) -> None:
+    retrain = {"name": "weight_rewinding", **options}
+    with pytest.raises(RecipeError) as error:
+        from_dict(BASE | {"prune": {"target": {"sparsity": 0.5}}, "recover": {"retrain": retrain}})
+    assert words in str(error.value)
+
+
+def test_a_step_outside_the_training_is_refused_before_any_training(tmp_path: Path) -> None:
+    retrain = {"name": "weight_rewinding", "rewind_to": 18, "unit": "steps"}
+    recipe = from_dict(BASE | {"prune": {"target": {"sparsity": 0.5}}, "recover": {"retrain": retrain}})
+    with pytest.raises(RecipeError, match=r"18 \(3 epochs of 6 steps\)"):
+        carry_out(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    untrained = BASE | {"train": {"epochs": 0}, "prune": {"target": {"sparsity": 0.5}}, "recover": {"retrain": retrain}}
+    with pytest.raises(RecipeError, match=r"train\.epochs = 0"):
+        from_dict(untrained)
+
+
+@pytest.mark.parametrize("point", [{"epochs": 2}, {"rewind_to": 7, "unit": "steps"}], ids=str)
+def test_rewound_weights_are_the_checkpoint_times_the_mask(point: dict[str, object], tmp_path: Path) -> None:
+    recipe = from_dict(REWOUND | {"recover": {"retrain": {"name": "weight_rewinding", **point}}})
     carry_out(recipe, tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
     runner = Runner(recipe, tmp_path, net(), data(), Silent())

@@ -3,6 +3,7 @@
 from secateur.allocate.erdos_renyi import ErdosRenyi, ErdosRenyiKernel
 from secateur.allocate.isomorphic import Isomorphic
 from secateur.allocate.layerwise import Layerwise
+from secateur.allocate.per_round import PerRound
 from secateur.allocate.proportions import Proportions
 from secateur.allocate.ranked import Global
 from secateur.registry import Registry
@@ -13,10 +14,20 @@ ALLOCATIONS = Registry(
         "layerwise": Layerwise,
         "global": Global,
         "isomorphic": Isomorphic,
+        "per_round": PerRound,
         "er": ErdosRenyi,
         "erk": ErdosRenyiKernel,
         "proportions": Proportions,
     },
 )
 
-__all__ = ["ALLOCATIONS", "ErdosRenyi", "ErdosRenyiKernel", "Global", "Isomorphic", "Layerwise", "Proportions"]
+__all__ = [
+    "ALLOCATIONS",
+    "ErdosRenyi",
+    "ErdosRenyiKernel",
+    "Global",
+    "Isomorphic",
+    "Layerwise",
+    "PerRound",
+    "Proportions",
+]

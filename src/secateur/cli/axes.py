@@ -49,12 +49,13 @@ class Axis:
 
 def axes() -> dict[str, Axis]:
     """Return every axis by name, in the order in which a run meets them."""
+    from secateur.ablations import ABLATIONS
     from secateur.allocate import ALLOCATIONS
     from secateur.patterns import PATTERNS, UNIT_PATTERNS
     from secateur.penalties import PENALTIES
     from secateur.pipeline.optim import LEARNING_RATES, OPTIMIZERS
     from secateur.pipeline.tasks import TASKS
-    from secateur.recover import RECOVERIES, reestimate_bn_, rematch_bn_
+    from secateur.recover import DISTILLATIONS, RECOVERIES, reestimate_bn_, rematch_bn_
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
     from secateur.targets import Target
@@ -84,6 +85,7 @@ def axes() -> dict[str, Axis]:
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
+        Axis("ablation", "what a method is robbed of, to see its worth", "prune", "ablate", ABLATIONS),
         Axis("penalty", "what makes weights small during training", "train", "penalty", PENALTIES),
         Axis(
             "parametrisation",
@@ -105,6 +107,7 @@ def axes() -> dict[str, Axis]:
             ),
         ),
         Axis("recover", "how the network is retrained", "recover", "retrain", RECOVERIES),
+        Axis("distill", "what it learns from the dense network", "recover", "distill", DISTILLATIONS),
         Axis("batch-norm", "how batch norms are repaired", "recover", "batch_norm", norms),
         Axis("optimizer", "what trains it", "train", "optimizer", OPTIMIZERS, committed=False),
         Axis("learning-rate", "how the learning rate falls", "train", "lr_schedule", LEARNING_RATES),

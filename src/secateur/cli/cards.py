@@ -25,6 +25,8 @@ _EXAMPLES: Mapping[str, Any] = {
     "seed": 0, "rounds": 5, "begin": 0, "end": 10, "epochs": 4, "milestones": [30, 60], "n": 2, "m": 4,
     "dynamics.end": 1000, "densities": [["fc1.weight", 0.1], ["fc2.weight", 0.5]],
 }  # fmt: skip
+# What a recipe says where none of several options is required, but one must be given.
+_ONE_OF: Mapping[str, dict[str, Any]] = {"weight_rewinding": {"rewind_to": 0}}
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
     "absolute_gradient": "the mean absolute gradient of the loss over prune.score_batches batches",
@@ -245,12 +247,14 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
         from secateur.recipe import RecoverSection
 
         return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
-    chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options}
+    chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options} | _ONE_OF.get(name, {})
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     plain = inspect.signature(axis.parts[name]).parameters
     made = [o.name for o in options if not o.required and plain[o.name].default != o.default]  # parts, not plain values
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None and k not in made]
+    if axis.name == "distill":  # nothing learns without it
+        head += 'retrain = { name = "learning_rate_rewinding", epochs = 5 }\n'
     inline = f"{axis.field} = {{ {', '.join(pairs)} }}"
     if len(inline) <= 72:
         return head + inline

@@ -15,6 +15,7 @@ from secateur.checkpoint import load_weights, save_masks, save_model, write_atom
 from secateur.errors import GraphError
 from secateur.metrics import measure_latency, profile
 from secateur.patterns import Channel
+from secateur.pipeline.ablate import train_smaller
 from secateur.pipeline.data import first_inputs
 from secateur.pipeline.directory import DENSE
 from secateur.pipeline.environment import machine, versions
@@ -50,10 +51,13 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
     if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
+    if recipe.recover.distill is not None:
+        notes.append(f"retraining learnt from the dense network, too: {recipe.recover.build_distillation()}")
     small = _shrunk(runner, notes)
     quality["pruned"] = _quality(small or model, runner)
     save_model(runner.directory / "model.safetensors", model, masks=masks)
     save_masks(runner.directory / "masks.safetensors", masks)
+    ablation = train_smaller(runner, small, _inputs(runner), notes)
     result = {
         "schema": 1,
         "name": recipe.name,
@@ -68,6 +72,7 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
         "quality": quality,
+        "ablation": ablation,
         "prune": runner.pruner.report().to_dict(),
         "profile": _profiles(runner, dense, small),
         "realised": "mask" if small is None else "slice",

@@ -16,7 +16,7 @@ from secateur.method import Method
 from secateur.pipeline.optim import LEARNING_RATES, LearningRate, build_optimizer
 from secateur.recipe import Recipe, build_part
 from secateur.recover import FineTune
-from secateur.recover.retrain import Recovery
+from secateur.recover.retrain import Recovery, Start
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plan:
     def stages(self) -> list[Stage]:
         """The stages, in order."""
         stages = [Stage("train", self.trained)] if self.trained else []
-        retrain = self.recovery.epochs
+        retrain = self.recovery.length(self.trained, self.steps_per_epoch)
         if self.method.schedule.unit == "rounds":
             for number in range(self.method.schedule.updates):
                 stages.append(Stage("prune", round=number))
@@ -63,9 +63,24 @@ class Plan:
         return stages
 
     @property
-    def rewind_epoch(self) -> int | None:
-        """Epoch of the training at whose beginning weights and optimizer are kept for rewinding."""
-        return self.recovery.training_epoch(self.trained) if self.recovery.rewinds_weights else None
+    def steps(self) -> int:
+        """Optimizer steps of all stages together."""
+        steps = 0
+        for stage in self.stages:
+            first = self.start(stage)
+            steps += stage.epochs * self.steps_per_epoch - (0 if first is None else first.batch)
+        return steps
+
+    def start(self, stage: Stage) -> Start | None:
+        """Return where in the training a stage starts, with its learning rate; ``None``: nowhere, constant."""
+        if stage.kind != "retrain":
+            return Start(0)
+        return self.recovery.start(self.trained, self.steps_per_epoch)
+
+    @property
+    def rewind_to(self) -> Start | None:
+        """Point of the training whose weights and optimizer are kept for rewinding."""
+        return self.recovery.start(self.trained, self.steps_per_epoch) if self.recovery.rewinds_weights else None
 
     def prunes_inside(self, stage: Stage) -> bool:
         """Tell whether the schedule's clock runs in this stage."""
@@ -73,18 +88,25 @@ class Plan:
             return False
         return (self.method.when == "after") == (stage.kind == "retrain")
 
+    def distils(self, stage: Stage) -> bool:
+        """Tell whether a stage learns from the dense network, where the recipe asks for that."""
+        return stage.kind == "retrain" or self.prunes_inside(stage)
+
     def seed_of(self, stage: Stage, epoch: int) -> tuple[object, ...]:
         """Name an epoch for the seeds: a rewound one repeats the original's order and noise."""
         if stage.kind == "train":
             return ("train", epoch)
-        if self.rewind_epoch is not None:
-            return ("train", self.rewind_epoch + epoch)
+        if self.rewind_to is not None:
+            return ("train", self.rewind_to.epoch + epoch)
         return ("retrain", stage.round, epoch)
 
-    def lr(self, stage: Stage, epoch: float) -> float:
-        """Return the learning rate at a (fractional) epoch of a stage."""
-        first = 0 if stage.kind == "train" else self.recovery.training_epoch(self.trained)
-        return self.fine_tuning_lr if first is None else self.base_lr * self.curve(first + epoch, self.trained)
+    def lr(self, stage: Stage, epoch: int, batch: int) -> float:
+        """Return the learning rate at a batch of a stage."""
+        first = self.start(stage)
+        if first is None:
+            return self.fine_tuning_lr
+        # Whole epochs are added up first: the sum must not depend, by a rounding, on where the stage starts.
+        return self.base_lr * self.curve((first.epoch + epoch) + batch / self.steps_per_epoch, self.trained)
 
     @property
     def fine_tuning_lr(self) -> float:
@@ -94,15 +116,17 @@ class Plan:
         return self.base_lr * self.curve(max(self.trained - 1e-9, 0.0), self.trained)
 
     def check(self) -> None:
-        """Refuse a schedule that outlasts its clock, and fine-tuning at no learning rate.
+        """Refuse a schedule that outlasts its clock, rewinding past the end, and fine-tuning at no learning rate.
 
         Raises:
             RecipeError: Before anything was trained.
         """
         schedule = self.method.schedule
+        self.recovery.start(self.trained, self.steps_per_epoch)  # refuses a point that the training does not reach
         if schedule.unit != "rounds":
             during = self.method.when == "during"
-            where, epochs = ("train.epochs", self.trained) if during else ("recover.retrain", self.recovery.epochs)
+            length = self.recovery.length(self.trained, self.steps_per_epoch)
+            where, epochs = ("train.epochs", self.trained) if during else ("recover.retrain", length)
             last, steps = schedule.step(schedule.updates - 1, self.steps_per_epoch), epochs * self.steps_per_epoch
             if last > steps or not steps:
                 raise RecipeError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def repairs_batch_norm(runner: Runner) -> bool:
     """Whether there is anything to repair, and no rewinding follows that puts all batch norms back anyway."""
-    if runner.plan.rewind_epoch is not None or runner.recipe.recover.batch_norm == "nothing":
+    if runner.plan.rewind_to is not None or runner.recipe.recover.batch_norm == "nothing":
         return False
     return any(isinstance(m, _BatchNorm) for m in runner.model.modules())
 

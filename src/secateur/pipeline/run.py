@@ -33,6 +33,7 @@ from secateur.errors import DataError, RecipeError
 from secateur.export import check_formats
 from secateur.masks import apply_masks_, clear_optimizer_state_
 from secateur.patterns import Channel
+from secateur.pipeline.ablate import check_smaller
 from secateur.pipeline.data import (
     Data,
     Split,
@@ -45,6 +46,7 @@ from secateur.pipeline.data import (
     seed_everything,
 )
 from secateur.pipeline.directory import CHECKPOINT, DENSE, REWIND, check_directory, claim
+from secateur.pipeline.distill import Distiller
 from secateur.pipeline.events import EventLog, Listener, Silent
 from secateur.pipeline.factories import make_data, make_model
 from secateur.pipeline.finish import finish
@@ -141,9 +143,12 @@ class Runner:
         self.plan = plan_of(recipe, steps_per_epoch=math.ceil(length(data.train) / recipe.data.batch_size))
         self.method = self.plan.method
         self.stages = self.plan.stages
-        self.total_steps = sum(s.epochs for s in self.stages) * self.plan.steps_per_epoch
+        self.total_steps = self.plan.steps
         self._check_last_batch()
         check_formats(recipe.export)
+        check_smaller(recipe, self.plan, model, lambda: (self._sample("macs", 1),))
+        part = recipe.recover.build_distillation()
+        self.distiller = None if part is None else Distiller(part, self.task, directory / DENSE)
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.press = Press(recipe, model, lambda: self._sample("penalty", 1))
@@ -179,6 +184,11 @@ class Runner:
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         return loss_of(self.task, model, batch)
+
+    def _training_loss(self, stage: Stage, batch: Any) -> Tensor:
+        if self.distiller is not None and self.plan.distils(stage):
+            return self.distiller.loss(self.model, batch)
+        return self._loss(self.model, batch)
 
     def _score_batches(self) -> Iterator[Any]:
         recipe = self.recipe
@@ -226,7 +236,7 @@ class Runner:
         self._announce(f"pruning, round {stage.round}")
         before = copy.deepcopy(self.model) if repairs_batch_norm(self) else None
         self._pruned(self.pruner.prune(), stage)
-        if before is not None:
+        if before is not None and not (self.pruner.finished and self.method.restarts):
             moved, kind = repair_batch_norm(self, before), self.recipe.recover.batch_norm
             self._event(
                 "recalibrate", stage, kind=kind, layers=moved.layers, moved=moved.moved, skipped=dict(moved.skipped)
@@ -240,8 +250,7 @@ class Runner:
         if self.optimizer is None:
             self.start(stage)
         while position.epoch < stage.epochs:
-            if stage.kind == "train" and position.batch == 0 and position.epoch == self.plan.rewind_epoch:
-                save_tree(self.directory / REWIND, self._rewindable())
+            self._keep_for_rewinding(stage)
             self._epoch(stage)
             position.epoch, position.batch = position.epoch + 1, 0
             if position.epoch < stage.epochs and position.epoch % self.recipe.checkpoint.every_epochs == 0:
@@ -253,7 +262,8 @@ class Runner:
         """Begin a stage of training with a fresh optimizer, or with the one that rewinding brings back."""
         options = self.recipe.train.optimizer
         self.optimizer = build_optimizer(self.model, options.name, options.options)
-        if stage.kind == "retrain" and self.plan.rewind_epoch is not None:
+        first = self.plan.rewind_to
+        if stage.kind == "retrain" and first is not None:
             saved = load_tree(self.directory / REWIND)
             self.model.load_state_dict(with_versions(self.model, saved["model"]))
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -262,7 +272,13 @@ class Runner:
             self.press.load_state_dict(saved["penalty"])
             if self.trajectory is not None:
                 self.trajectory.restart()  # the way from here on is another one
+            if first.batch:  # in the middle of an epoch: its dropout and its mean loss go on, too
+                restore_rng(saved["rng"])
+                self.position.batch = first.batch
+                self.position.loss_sum, self.position.seen = saved["sums"]
         self._attach(stage)
+        if stage.kind == "retrain" and self.pruner.finished:
+            self.pruner.restart()  # where an ablation asks: rewinding has just brought the old weights back
 
     def _attach(self, stage: Stage) -> None:
         optimizer = self._live_optimizer()
@@ -289,7 +305,7 @@ class Runner:
         self.model.train()
         for batch in batches(self.data.train, self.recipe.data.batch_size, order=order, start=position.batch):
             self._set_lr(stage)
-            loss = self._loss(self.model, batch)
+            loss = self._training_loss(stage, batch)
             self.press.loss(loss).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -300,6 +316,8 @@ class Runner:
                 report = self.pruner.step()
                 if report is not None:
                     self._pruned(report, stage)
+            if position.batch < self.plan.steps_per_epoch:  # or else it is the next epoch's beginning
+                self._keep_for_rewinding(stage)
             self._announce(f"{stage.kind}, epoch {position.epoch + 1}/{stage.epochs}")
             every = self.recipe.checkpoint.every_steps
             if every and position.steps_done % every == 0:
@@ -336,7 +354,7 @@ class Runner:
         return self.optimizer
 
     def _set_lr(self, stage: Stage) -> None:
-        lr = self.plan.lr(stage, self.position.epoch + self.position.batch / self.plan.steps_per_epoch)
+        lr = self.plan.lr(stage, self.position.epoch, self.position.batch)
         for group in self._live_optimizer().param_groups:
             group["lr"] = lr
 
@@ -355,12 +373,19 @@ class Runner:
 
     # What survives
 
-    def _rewindable(self) -> dict[str, Any]:
-        return {
+    def _keep_for_rewinding(self, stage: Stage) -> None:
+        """Keep weights and optimizer if this is the point of the training that rounds go back to."""
+        position = self.position
+        if stage.kind != "train" or self.plan.rewind_to != (position.epoch, position.batch):
+            return
+        tree = {
             "model": self.model.state_dict(),
             "optimizer": self._live_optimizer().state_dict(),
             "penalty": self.press.state_dict(),
+            "rng": capture_rng(),
+            "sums": (position.loss_sum, position.seen),
         }
+        save_tree(self.directory / REWIND, tree)
 
     def _save_dense(self) -> None:
         save_model(self.directory / DENSE, self.model)

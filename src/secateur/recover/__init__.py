@@ -1,7 +1,9 @@
-"""What happens after a pruning step: retraining, rewinding, batch-norm repair."""
+"""What happens after a pruning step: retraining, rewinding, distillation, batch-norm repair."""
 
 from secateur.recover.batch_norm import Moved, reestimate_bn_, rematch_bn_
+from secateur.recover.distill import DISTILLATIONS, Distillation, Outputs, SoftTargets, distillation_loss
 from secateur.recover.retrain import FineTune, LearningRateRewinding, Nothing, WeightRewinding
+from secateur.recover.rewind import Rewind
 from secateur.registry import Registry
 
 RECOVERIES = Registry(
@@ -15,12 +17,18 @@ RECOVERIES = Registry(
 )
 
 __all__ = [
+    "DISTILLATIONS",
     "RECOVERIES",
+    "Distillation",
     "FineTune",
     "LearningRateRewinding",
     "Moved",
     "Nothing",
+    "Outputs",
+    "Rewind",
+    "SoftTargets",
     "WeightRewinding",
+    "distillation_loss",
     "reestimate_bn_",
     "rematch_bn_",
 ]

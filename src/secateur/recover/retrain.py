@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, check_choice
+
+
+class Start(NamedTuple):
+    """A place in the training: before batch number ``batch`` of epoch number ``epoch``."""
+
+    epoch: int
+    batch: int = 0
 
 
 class Recovery(Protocol):
     """How one round of retraining runs after a pruning step."""
 
     @property
-    def epochs(self) -> int:
-        """Epochs per round."""
-        ...
-
-    @property
     def rewinds_weights(self) -> bool:
-        """Whether the surviving weights go back to what they were ``epochs`` before the end of training."""
+        """Whether the surviving weights go back to what they were at the start."""
         ...
 
-    def training_epoch(self, trained: int) -> int | None:
-        """Epoch of the original training whose learning rate the retraining starts with, or ``None``: constant."""
+    def check(self, trained: int) -> None:
+        """Refuse what a training of so many epochs cannot give, before any data is there."""
+        ...
+
+    def start(self, trained: int, steps_per_epoch: int) -> Start | None:
+        """Where in the training the retraining starts, with that learning rate; ``None``: constant."""
+        ...
+
+    def length(self, trained: int, steps_per_epoch: int) -> int:
+        """Epochs per round, the first perhaps not whole."""
         ...
 
 
@@ -31,18 +41,20 @@ class Nothing:
     """No retraining: judge the masks alone."""
 
     @property
-    def epochs(self) -> int:
-        """None."""
-        return 0
-
-    @property
     def rewinds_weights(self) -> bool:
         """No."""
         return False
 
-    def training_epoch(self, trained: int) -> int | None:
+    def check(self, trained: int) -> None:
+        """Nothing to refuse."""
+
+    def start(self, trained: int, steps_per_epoch: int) -> Start | None:
         """No learning rate is needed."""
         return None
+
+    def length(self, trained: int, steps_per_epoch: int) -> int:
+        """None."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -71,9 +83,16 @@ class FineTune:
         """No: it goes on from the pruned weights."""
         return False
 
-    def training_epoch(self, trained: int) -> int | None:
+    def check(self, trained: int) -> None:
+        """It asks nothing of the training."""
+
+    def start(self, trained: int, steps_per_epoch: int) -> Start | None:
         """Constant learning rate."""
         return None
+
+    def length(self, trained: int, steps_per_epoch: int) -> int:
+        """As asked."""
+        return self.epochs
 
 
 @dataclass(frozen=True)
@@ -98,49 +117,114 @@ class LearningRateRewinding:
         """No: only the learning rate goes back."""
         return False
 
-    def training_epoch(self, trained: int) -> int | None:
-        """The epoch that lies ``epochs`` before the end of training.
+    def check(self, trained: int) -> None:
+        """Refuse to rewind further than the training goes back.
 
         Raises:
             RecipeError: When the network was trained for fewer epochs.
         """
-        return _rewound(self.epochs, trained)
+        _check_reach(self.epochs, trained)
+
+    def start(self, trained: int, steps_per_epoch: int) -> Start | None:
+        """The epoch that lies ``epochs`` before the end of training."""
+        self.check(trained)
+        return Start(trained - self.epochs)
+
+    def length(self, trained: int, steps_per_epoch: int) -> int:
+        """As asked."""
+        return self.epochs
 
 
 @dataclass(frozen=True)
 class WeightRewinding:
-    """Put the survivors, the optimizer and the learning rate back to ``epochs`` before the end of training.
+    r"""Put the survivors, the optimizer and the learning rate back to an earlier point of the training.
 
-    With ``epochs`` equal to the whole training this is the lottery ticket's rewinding to initialisation. The data
-    order and every other random choice of those epochs are repeated too, so a mask that keeps all weights reproduces
-    the dense training bit for bit.
+    .. math:: W \leftarrow M \odot W_k
+
+    and train on from step :math:`k` to the end. Say the point by ``epochs``, counted back from the end of training, or
+    by ``rewind_to``, counted from its beginning: ``rewind_to = 0`` is the original lottery ticket, which goes back to
+    the initial weights; a few hundred steps or epochs later is late rewinding, which large networks need.
+
+    The data order and every other random choice of what is trained again are repeated too, so a mask that keeps all
+    weights reproduces the dense training bit for bit.
 
     Args:
         epochs: Epochs per round; at most as many as the network was trained for.
+        rewind_to: :math:`k`; give this or ``epochs``.
+        unit: What ``rewind_to`` counts.
 
     References:
-        Jonathan Frankle, Gintare Karolina Dziugaite, Daniel M. Roy, Michael Carbin, Stabilizing the Lottery Ticket
-        Hypothesis, 2019; Alex Renda, Jonathan Frankle, Michael Carbin, Comparing Rewinding and Fine-tuning in Neural
-        Network Pruning, 2020.
+        Jonathan Frankle, Michael Carbin, The Lottery Ticket Hypothesis, 2019; Jonathan Frankle, Gintare Karolina
+        Dziugaite, Daniel M. Roy, Michael Carbin, Linear Mode Connectivity and the Lottery Ticket Hypothesis, 2020 (late
+        rewinding); Alex Renda, Jonathan Frankle, Michael Carbin, Comparing Rewinding and Fine-tuning in Neural Network
+        Pruning, 2020 (``epochs``).
     """
 
-    epochs: int
+    epochs: int | None = None
+    rewind_to: int | None = None
+    unit: Literal["epochs", "steps"] = "epochs"
 
     def __post_init__(self) -> None:
-        _check_epochs(self.epochs)
+        check_choice("recover.unit", self.unit, get_args(Literal["epochs", "steps"]))
+        if (self.epochs is None) == (self.rewind_to is None):
+            raise RecipeError(
+                f"weight_rewinding takes either recover.epochs (back from the end of training) or recover.rewind_to "
+                f"(from its beginning; 0 = the initial weights), got epochs = {self.epochs}, "
+                f"rewind_to = {self.rewind_to}"
+            )
+        if self.epochs is not None:
+            _check_epochs(self.epochs)
+            if self.unit != "epochs":
+                raise RecipeError("recover.unit says what rewind_to counts; epochs are epochs: leave unit out")
+        if self.rewind_to is not None and self.rewind_to < 0:
+            raise RecipeError(f"recover.rewind_to must be at least 0 (the initial weights), got {self.rewind_to}")
 
     @property
     def rewinds_weights(self) -> bool:
         """Yes."""
         return True
 
-    def training_epoch(self, trained: int) -> int | None:
-        """The epoch that lies ``epochs`` before the end of training.
+    def check(self, trained: int) -> None:
+        """Refuse to rewind to a point outside the training.
 
         Raises:
-            RecipeError: When the network was trained for fewer epochs.
+            RecipeError: When the network was trained for fewer epochs; steps are checked once the data is there.
         """
-        return _rewound(self.epochs, trained)
+        if self.epochs is not None:
+            _check_reach(self.epochs, trained)
+        elif not trained:
+            raise RecipeError(
+                "weight_rewinding goes back to a point of this run's own training, and train.epochs = 0; train here, "
+                "or use the recovery 'fine_tune'"
+            )
+        elif self.unit == "epochs":
+            self._refuse_the_end(trained, "train.epochs")
+
+    def start(self, trained: int, steps_per_epoch: int) -> Start | None:
+        """The point to go back to.
+
+        Raises:
+            RecipeError: When the training ends before it.
+        """
+        self.check(trained)
+        if self.rewind_to is None:
+            return Start(trained - (self.epochs or 0))
+        if self.unit == "epochs":
+            return Start(self.rewind_to)
+        self._refuse_the_end(trained * steps_per_epoch, f"{trained} epochs of {steps_per_epoch} steps")
+        return Start(*divmod(self.rewind_to, steps_per_epoch))
+
+    def length(self, trained: int, steps_per_epoch: int) -> int:
+        """From the point to the end of training."""
+        start = self.start(trained, steps_per_epoch)
+        return trained if start is None else trained - start.epoch
+
+    def _refuse_the_end(self, end: int, where: str) -> None:
+        if self.rewind_to is not None and self.rewind_to >= end:
+            raise RecipeError(
+                f"recover.rewind_to = {self.rewind_to} {self.unit} leaves nothing to train again: the training has "
+                f"{end} ({where}); ask for less"
+            )
 
 
 def _check_epochs(epochs: int) -> None:
@@ -148,10 +232,9 @@ def _check_epochs(epochs: int) -> None:
         raise RecipeError(f"recover.epochs must be at least 1, got {epochs}; to skip retraining use the name 'nothing'")
 
 
-def _rewound(epochs: int, trained: int) -> int:
+def _check_reach(epochs: int, trained: int) -> None:
     if epochs > trained:
         raise RecipeError(
             f"recover.epochs = {epochs} rewinds further than the {trained} epochs of train.epochs; ask for at most "
             f"{trained}, or use the recovery 'fine_tune'"
         )
-    return trained - epochs

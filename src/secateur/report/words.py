@@ -200,7 +200,9 @@ def method_words(recipe: Any) -> str:
     """
     prune = dig(recipe, "prune")
     words = [part_name(dig(prune, axis)) for axis in ("schedule", "allocate", "score")]
-    return " ".join(word.replace("one shot", "one-shot") for word in words if word)
+    ablation = part_name(dig(prune, "ablate"))
+    marked = [f"(ablation: {ablation})"] if ablation else []
+    return " ".join([*(word.replace("one shot", "one-shot") for word in words if word), *marked])
 
 
 def pattern_words(recipe: Any) -> str:
@@ -230,4 +232,6 @@ def retrain_words(recipe: Any) -> str:
     how = "fine-tuned" if name == "fine tune" else f"retrained ({name})"
     # Schedules in steps or epochs prune while the network trains, so "after" would be wrong for them.
     when = {"one shot": " after pruning", "iterative": " after each pruning round"}
-    return f"It was {how}{length}{when.get(part_name(dig(recipe, 'prune', 'schedule')), '')}"
+    after = when.get(part_name(dig(recipe, "prune", "schedule")), "")
+    teacher = ", learning from the dense network, too" if dig(recipe, "recover", "distill") else ""
+    return f"It was {how}{length}{after}{teacher}"

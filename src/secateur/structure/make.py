@@ -117,6 +117,11 @@ def plan_and_shrink(
         method = Method(target=method, pattern=Channel())
     method = as_method(method)
     check_method(method)
+    if method.ablate is not None:
+        raise RecipeError(
+            f"{method.ablate} is about masks, and cutting out leaves none: score with Random(seed) instead, or give "
+            "the smaller network new weights with secateur.ablations.reinitialise_"
+        )
     if isinstance(method.pattern, Layer):
         if how.uniform or how.exact:
             raise PatternError(

@@ -9,6 +9,7 @@ Each law raises ``AssertionError`` with the part, the case and both values. The 
 pure-Python versions of what the library does fast.
 """
 
+from secateur.testing.ablation_laws import check_ablation
 from secateur.testing.dynamics_laws import check_dynamics
 from secateur.testing.laws import (
     LAYOUTS,
@@ -31,6 +32,7 @@ from secateur.testing.penalty_laws import check_activity_penalty, check_penalty
 
 __all__ = [
     "LAYOUTS",
+    "check_ablation",
     "check_activity_penalty",
     "check_allocation",
     "check_dynamics",
