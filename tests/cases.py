@@ -37,6 +37,9 @@ SCORES = (
     Case("weight_gradient"),
     Case("weight_gradient", {"sign": "signed"}),
     Case("weight_gradient", {"sign": "descent"}),
+    Case("optimal_brain_surgeon", {}, {"equivariant": False}),  # it depends on the others of the block
+    Case("optimal_brain_surgeon", {"order": "single", "block": 0}, {"equivariant": False}),
+    Case("optimal_brain_surgeon", {"order": "single", "block": 5, "gradients": "output"}, {"equivariant": False}),
 )
 
 PATTERNS = (
@@ -87,6 +90,12 @@ PENALTIES = (
     Case("scale_l1", {"strength": 0.7, "proximal_step": True, "exclude": ("bn1",)}),
 )
 
+SOLVERS = (
+    Case("optimal_brain_surgeon"),
+    Case("optimal_brain_surgeon", {"block": 0, "damping": 0.1, "relative": False}),
+    Case("optimal_brain_surgeon", {"block": 5, "gradients": "output"}),
+)
+
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
 ALLOCATIONS = (Case("layerwise"), Case("global"), Case("isomorphic"))
@@ -111,6 +120,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "penalty": PENALTIES,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
+    "solver": SOLVERS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }

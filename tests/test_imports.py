@@ -47,7 +47,12 @@ MIDDLE = {
 TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}
-BETWEEN_PARTS = {("metrics", "graph")}  # the only pair of parts that may
+BETWEEN_PARTS = {
+    ("metrics", "graph"),
+    # A part names the statistic that it needs by an object with options, and reads what that returns.
+    ("scores", "stats"),
+    ("solvers", "stats"),
+}
 ROOT = {"__init__"}  # re-exports, lazily
 
 

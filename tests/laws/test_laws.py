@@ -11,6 +11,7 @@ from secateur.penalties import PENALTIES
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
+from secateur.solvers import SOLVERS
 from secateur.targets import Target
 from secateur.testing import (
     check_allocation,
@@ -19,8 +20,9 @@ from secateur.testing import (
     check_penalty,
     check_schedule,
     check_score,
+    check_solver,
 )
-from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, UnitPattern
+from secateur.types import Allocation, GroupScore, Pattern, Penalty, Score, Solver, UnitPattern
 
 REGISTRIES: dict[str, Registry] = {
     "score": SCORES,
@@ -28,6 +30,7 @@ REGISTRIES: dict[str, Registry] = {
     "penalty": PENALTIES,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
+    "solver": SOLVERS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }
@@ -71,6 +74,13 @@ def test_penalty(case: cases.Case) -> None:
     penalty = PENALTIES[case.name](**case.kwargs)
     assert isinstance(penalty, Penalty)
     check_penalty(penalty)
+
+
+@pytest.mark.parametrize("case", cases.SOLVERS, ids=str)
+def test_solver(case: cases.Case) -> None:
+    solver = SOLVERS[case.name](**case.kwargs)
+    assert isinstance(solver, Solver)
+    check_solver(solver)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

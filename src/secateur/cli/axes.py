@@ -57,6 +57,7 @@ def axes() -> dict[str, Axis]:
     from secateur.recover import RECOVERIES, reestimate_bn_, rematch_bn_
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
+    from secateur.solvers import SOLVERS
     from secateur.targets import Target
 
     targets: dict[str, Callable[..., Any]] = dict.fromkeys(TARGETS, Target)
@@ -82,6 +83,7 @@ def axes() -> dict[str, Axis]:
             home=("secateur.patterns", "method = secateur.Method(target=target, pattern={})"),
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
+        Axis("solver", "what the surviving weights become", "prune", "solver", SOLVERS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
         Axis(
             "penalty",

@@ -13,11 +13,20 @@ from secateur.scores.gradient import WeightGradient
 from secateur.scores.lamp import Lamp
 from secateur.scores.magnitude import Magnitude
 from secateur.scores.norm_scale import NormScale
+from secateur.scores.optimal_brain_surgeon import OptimalBrainSurgeon
 from secateur.scores.random import Random
 from secateur.scores.sensitivity import Sensitivity
 from secateur.scores.taylor import Taylor
 
-SCORES = Registry("score", {"random": Random, "magnitude": Magnitude, "weight_gradient": WeightGradient})
+SCORES = Registry(
+    "score",
+    {
+        "random": Random,
+        "magnitude": Magnitude,
+        "weight_gradient": WeightGradient,
+        "optimal_brain_surgeon": OptimalBrainSurgeon,
+    },
+)
 
 GROUP_SCORES = Registry(
     "group score",
@@ -45,6 +54,7 @@ __all__ = [
     "Lamp",
     "Magnitude",
     "NormScale",
+    "OptimalBrainSurgeon",
     "Random",
     "Sensitivity",
     "Taylor",

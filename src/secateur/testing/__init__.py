@@ -26,6 +26,7 @@ from secateur.testing.oracles import (
     select_k,
 )
 from secateur.testing.penalty_laws import check_penalty
+from secateur.testing.solver_laws import check_solver
 
 __all__ = [
     "LAYOUTS",
@@ -35,6 +36,7 @@ __all__ = [
     "check_penalty",
     "check_schedule",
     "check_score",
+    "check_solver",
     "loss_changes",
     "mask_derivatives",
     "mask_differences",
