@@ -20,6 +20,7 @@ from secateur.scores import OptimalBrainSurgeon as Score
 from secateur.select import keep_top_k
 from secateur.solvers import OptimalBrainSurgeon as Solver
 from secateur.stats.inverse_fisher import InverseFisher
+from secateur.structure import make_plan
 from secateur.testing.fisher import synthetic_fisher
 
 
@@ -41,7 +42,7 @@ def rows(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def half_square(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    return float(0.5 * (model(x) - y).square().sum(1).mean())
+    return float(0.5 * (model(x).detach() - y).square().sum(1).mean())
 
 
 EXACT: Any = {"damping": 0.0, "gradients": "output", "block": 0}
@@ -115,7 +116,7 @@ def test_the_lowest_greedy_scores_are_the_greedy_choice_for_every_count(size: in
     (need,) = score.needs
     stats = {need: synthetic_fisher(need, w)}
     whole = InverseFisher(None, damping=stats[need].damping, relative=False)
-    fisher = np.linalg.inv(synthetic_fisher(whole, w)["*"][0].numpy())
+    fisher = np.linalg.inv(synthetic_fisher(whole, w)["w.weight"][0].numpy())
     got = score(w, stats)["w.weight"]
     for count in range(13):
         kept = keep_top_k(got.flatten(), 12 - count)
@@ -126,7 +127,7 @@ def test_the_lowest_greedy_scores_are_the_greedy_choice_for_every_count(size: in
 def test_of_two_equal_inputs_one_stays() -> None:
     """Each of the pair looks free by itself; greed sees that the second is not, once the first is gone."""
     model, x, y = regression(noise=0.0)
-    x = torch.cat([x, x[:, :1] + 1e-3 * x[:, 1:2] * 0.0], 1)  # the first input again
+    x = torch.cat([x, x[:, :1]], 1)  # the first input again
     twin = nn.Linear(7, 1, bias=False).double()
     with torch.no_grad():
         twin.weight.copy_(torch.cat([model.weight, model.weight[:, :1]], 1))
@@ -142,7 +143,7 @@ def test_of_two_equal_inputs_one_stays() -> None:
         lost[order] = (int(masks["weight"][0, [0, 6]].sum()), half_square(small, x, y))
     assert lost["single"][0] == 0, "both go, as each looked free"
     assert lost["greedy"][0] == 1
-    assert lost["greedy"][1] < 0.05 * lost["single"][1]
+    assert lost["greedy"][1] < 0.1 * lost["single"][1]
     magnitude = copy.deepcopy(twin)
     prune_(magnitude, Target("sparsity", 2 / 7))
     assert lost["greedy"][1] < half_square(magnitude, x, y)
@@ -152,15 +153,18 @@ def test_rounds_end_where_one_shot_on_the_same_support_does() -> None:
     """What had gone before stays zero and takes no part: the survivors are least squares again after every round."""
     model, x, y = regression(noise=0.3)
     method = Method(
-        target=Target("sparsity", 4 / 6), score=Score(**EXACT), solver=Solver(**EXACT), schedule=iterative(4)
+        target=Target("sparsity", 4 / 6), score=Score(**EXACT), solver=Solver(**EXACT), schedule=iterative(rounds=4)
     )
     pruner = Pruner(model, method, loss_fn=rows, batches=[(x, y)])
-    for left in (5, 4, 3, 2):
+    before = torch.ones(6, dtype=torch.bool)
+    while not pruner.finished:
         pruner.prune()
         kept = pruner.masks["weight"][0]
-        assert int(kept.sum()) == left
+        assert not bool((kept & ~before).any())
+        before = kept.clone()
         wanted = torch.linalg.lstsq(x[:, kept], y).solution.T
         torch.testing.assert_close(model.weight.detach()[:, kept], wanted, rtol=1e-11, atol=1e-11)
+    assert int(kept.sum()) == 2
 
 
 def test_magnitudes_too_gain_by_the_update() -> None:
@@ -168,7 +172,7 @@ def test_magnitudes_too_gain_by_the_update() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 3))
     x = torch.randn(512, 8)
-    y = (x[:, :3] + 0.5 * x[:, 3:6]).argmax(1)
+    y = (x[:, :3] + 0.5 * x[:, 3:6] + torch.randn(512, 3)).argmax(1)  # noise, without which gradients vanish
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(300):
         optimizer.zero_grad()
@@ -181,11 +185,12 @@ def test_magnitudes_too_gain_by_the_update() -> None:
     losses, masks = [], []
     for solver in (None, Solver(block=32)):
         small = copy.deepcopy(model)
-        method = Method(target=Target("sparsity", 0.5), score=Magnitude(), solver=solver)
+        method = Method(target=Target("sparsity", 0.3), score=Magnitude(), solver=solver)
         masks.append(prune_(small, method, loss_fn=run, batches=[(x, y)]).masks)
-        losses.append(float(run(small, (x, y))))
+        losses.append(run(small, (x, y)).item())
     assert all(torch.equal(masks[0][n], masks[1][n]) for n in masks[0])
-    assert losses[1] < 0.6 * losses[0]
+    dense = run(model, (x, y)).item()
+    assert losses[1] - dense < 0.75 * (losses[0] - dense)
 
 
 def test_groups_and_the_block_pattern() -> None:
@@ -232,10 +237,16 @@ def test_what_it_needs_is_said_before_anything_is_done() -> None:
         Method(target=Target("sparsity", 0.5), score=Score()),
         Method(target=Target("sparsity", 0.5), solver=Solver()),
     ):
-        with pytest.raises(MissingStatsError, match="OptimalBrainSurgeon.*pass batches.*and loss_fn"):
+        with pytest.raises(MissingStatsError, match=r"OptimalBrainSurgeon.*pass batches.*and loss_fn"):
             prune_(nn.Linear(4, 4), method)
     with pytest.raises(RecipeError, match=r"prune\.solver OptimalBrainSurgeon.*exclude each other"):
         Method(target=Target("sparsity", 0.5), solver=Solver(), pattern=Channel(coupled=True))
+
+
+def test_cutting_out_takes_no_solver() -> None:
+    method = Method(target=Target("channels", 0.5), solver=Solver(), pattern=Channel())
+    with pytest.raises(RecipeError, match=r"prune\.solver OptimalBrainSurgeon.*cut out"):
+        make_plan(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), method, torch.randn(2, 4))
 
 
 def test_one_matrix_serves_score_and_solver(monkeypatch: pytest.MonkeyPatch) -> None:
