@@ -21,7 +21,7 @@ from secateur.types import Need, Stats, Tensors
 
 VALUES = (3, 3, 2, 3, 4, 2)
 """Values of the six attributes: 432 robots, 17 inputs one-hot."""
-DECAY = 1e-4
+XOR_DECAY = 1e-4
 XOR_ERROR = 1e-3
 """Half the mean squared error at which training on XOR ends."""
 STARTS = 20
@@ -40,13 +40,14 @@ class Problem:
     noise: float
     train: float
     test: float
+    decay: float = 1e-4
 
 
 # Sebastian B. Thrun et al., The MONK's Problems: a Performance Comparison of Different Learning Algorithms, 1991.
 PROBLEMS = (
     Problem("MONK 1", 3, 124, 0.0, 1.0, 1.0),
     Problem("MONK 2", 2, 169, 0.0, 1.0, 1.0),
-    Problem("MONK 3", 4, 122, 0.05, 0.93, 0.97),
+    Problem("MONK 3", 4, 122, 0.05, 0.93, 0.97, decay=3e-3),
 )
 
 
@@ -87,19 +88,19 @@ class Net(nn.Module):
         return torch.sigmoid(self.out(torch.cat([h, one], -1)))
 
 
-def objective(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def objective(net: nn.Module, x: Tensor, y: Tensor, decay: float) -> Tensor:
     """Half the mean squared error, and weight decay."""
-    return 0.5 * (net(x) - y).square().mean() + 0.5 * DECAY * sum(p.square().sum() for p in net.parameters())
+    return 0.5 * (net(x) - y).square().mean() + 0.5 * decay * sum(p.square().sum() for p in net.parameters())
 
 
-def train(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, masks: Tensors | None = None) -> float:
+def train(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, decay: float, masks: Tensors | None = None) -> float:
     """Minimise the objective by L-BFGS over the weights that stay."""
     parameters = dict(net.named_parameters())
     optimizer = torch.optim.LBFGS(parameters.values(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = objective(net, *data)
+        value = objective(net, *data, decay)
         value.backward()  # type: ignore[no-untyped-call]
         for name, mask in (masks or {}).items():
             parameters[name].grad.mul_(mask)  # type: ignore[union-attr]
@@ -107,7 +108,7 @@ def train(net: nn.Module, data: tuple[Tensor, Tensor], steps: int, masks: Tensor
 
     optimizer.step(closure)
     apply_masks_(net, masks or {})
-    return objective(net, *data).item()
+    return objective(net, *data, decay).item()
 
 
 @torch.no_grad()
@@ -119,29 +120,34 @@ def accuracy(net: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 class Damage:
     """Optimal Brain Damage: half the curvature times the squared weight, by the Gauss-Newton diagonal."""
 
+    fisher: InverseFisher
+
     @property
     def needs(self) -> frozenset[Need]:
         """The matrix, of which the diagonal is used."""
-        return frozenset({FISHER})
+        return frozenset({self.fisher})
 
     def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
         """Return the score."""
-        return {name: 0.5 * h * weights[name].square() for name, h in stats[FISHER].curvature().items()}
+        return {name: 0.5 * h * weights[name].square() for name, h in stats[self.fisher].curvature().items()}
 
 
-# The Gauss-Newton matrix of the objective, weight decay included.
-OPTIONS: dict[str, Any] = {"damping": DECAY, "relative": False, "gradients": "output"}
-FISHER = InverseFisher(None, **OPTIONS)
-METHODS: dict[str, tuple[Any, Any]] = {
-    "OBS": (OptimalBrainSurgeon("single", block=0, **OPTIONS), Update(block=0, **OPTIONS)),
-    "OBD": (Damage(), None),
-    "magnitude": (Magnitude(), None),
-}
+METHODS = ("OBS", "OBD", "magnitude")
 
 
-def pruner_of(net: nn.Module, method: str, x: Tensor, y: Tensor) -> Pruner:
+def methods(decay: float) -> dict[str, tuple[Any, Any]]:
+    """Return score and solver of each method, by the Gauss-Newton matrix of the objective, weight decay included."""
+    options: dict[str, Any] = {"damping": decay, "relative": False, "gradients": "output"}
+    return {
+        "OBS": (OptimalBrainSurgeon("single", block=0, **options), Update(block=0, **options)),
+        "OBD": (Damage(InverseFisher(None, **options)), None),
+        "magnitude": (Magnitude(), None),
+    }
+
+
+def pruner_of(net: nn.Module, method: str, decay: float, x: Tensor, y: Tensor) -> Pruner:
     """Return a pruner that removes one weight each round."""
-    score, solver = METHODS[method]
+    score, solver = methods(decay)[method]
     total = sum(p.numel() for p in net.parameters())
     schedule = linear(begin=1, end=total - 1, unit="rounds", initial=1 / total)
     how = Method(Target("sparsity", (total - 1) / total), score, solver=solver, schedule=schedule, allow_empty=True)
@@ -153,7 +159,7 @@ def started(problem: Problem, seed: int, data: Any, everything: Any) -> tuple[Ne
     best: tuple[float, Net] = (-1.0, Net(17, problem.hidden, 0))
     for start in range(STARTS):
         net = Net(17, problem.hidden, 1000 * seed + start)
-        train(net, data, 400)
+        train(net, data, 400, problem.decay)
         got = accuracy(net, data), accuracy(net, everything)
         if got[0] >= problem.train and (got[1] >= problem.test or problem.noise):
             return net, start + 1
@@ -173,12 +179,15 @@ def monks() -> list[dict[str, Any]]:
             dense = {"dense_train": accuracy(net, data), "dense_test": accuracy(net, everything)}
             for method, retrain in itertools.product(METHODS, (True, False)):
                 small = copy.deepcopy(net)
-                pruner, left, missed = pruner_of(small, method, *data), total, 0
+                pruner, missed = pruner_of(small, method, problem.decay, *data), 0
+                left: int | None = None
                 ends = (accuracy(small, data), accuracy(small, everything))
+                if ends[0] >= problem.train and ends[1] >= problem.test:
+                    left = total
                 while not pruner.finished and missed < PATIENCE:
                     pruner.prune()
                     if retrain:
-                        train(small, data, 100, pruner.masks)
+                        train(small, data, 100, problem.decay, pruner.masks)
                     got = accuracy(small, data), accuracy(small, everything)
                     missed = missed + 1 if got[0] < problem.train else 0
                     if got[0] >= problem.train and got[1] >= problem.test:
@@ -208,7 +217,7 @@ def xor(seeds: int = 10) -> list[dict[str, Any]]:
             continue  # nothing to be right or wrong about
         for method in METHODS:
             small = copy.deepcopy(net)
-            pruner = pruner_of(small, method, *data)
+            pruner = pruner_of(small, method, XOR_DECAY, *data)
             pruner.prune()
             (first,) = [
                 (name, i) for name, m in pruner.masks.items() for i in (~m).flatten().nonzero().flatten().tolist()
@@ -223,7 +232,7 @@ def xor(seeds: int = 10) -> list[dict[str, Any]]:
 def _solve(net: Net, data: tuple[Tensor, Tensor]) -> bool:
     """Train until the squared error is small, and not to the end, as backpropagation was; say whether it became so."""
     for _ in range(30):
-        train(net, data, 5)
+        train(net, data, 5, XOR_DECAY)
         if 0.5 * (net(data[0]) - data[1]).square().mean().item() < XOR_ERROR:
             return True
     return False
@@ -238,6 +247,6 @@ def _brute_force(net: Net, data: tuple[Tensor, Tensor]) -> dict[tuple[str, int],
             masks[name].view(-1)[i] = False
             small = copy.deepcopy(net)
             apply_masks_(small, masks)
-            value = train(small, data, 300, masks)
+            value = train(small, data, 300, XOR_DECAY, masks)
             out[name, i] = (value if math.isfinite(value) else math.inf, accuracy(small, data) == 1.0)
     return out
