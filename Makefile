@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-coverage lint install cards clean bench-speed bench-fashion-mnist bench-coverage \
+.PHONY: demo test test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
   bench-structural-speed bench-efficientnet bench-minilm
 
 demo: $(INSTALLED)
@@ -35,6 +35,9 @@ cards: $(INSTALLED)
 # Minutes to an hour; results are committed under benchmarks/results.
 bench-speed: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py
+
+bench-saliency: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/saliency_cost.py
 
 bench-fashion-mnist: $(INSTALLED)
 	$(BIN)/python benchmarks/fashion_mnist.py --jobs 2

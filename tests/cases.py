@@ -37,6 +37,19 @@ SCORES = (
     Case("weight_gradient"),
     Case("weight_gradient", {"sign": "signed"}),
     Case("weight_gradient", {"sign": "descent"}),
+    Case("brute_force"),
+    Case("brute_force", {"per": "unit", "limit": 50}),
+    Case("optimal_brain_damage"),
+    Case("optimal_brain_damage", {"per_sample": "vmap"}),
+    Case("optimal_brain_damage", {"diagonal": "gauss_newton"}),
+    Case("optimal_brain_damage", {"diagonal": "hutchinson", "samples": 2, "seed": 5}),
+    Case("karnin"),
+    Case("movement"),
+    Case("snip"),
+    Case("grasp"),
+    Case("grasp", {"temperature": 200.0}),
+    Case("synflow"),
+    Case("lamp", {}, {"equivariant": False}),  # of equals, the lowest index goes first
 )
 
 PATTERNS = (
@@ -73,6 +86,8 @@ GROUP_SCORES = (
     Case("activation_taylor", {"form": "square", "normalise": "mean"}),
     Case("activation_taylor", {"form": "signed", "normalise": "max"}),
     Case("activation_taylor", {"form": "descent", "normalise": "none"}),
+    Case("activation_taylor", {"form": "signed", "normalise": "none", "average": "recent"}),
+    Case("skeletonization"),
     Case("activation"),
     Case("activation", {"statistic": "rms", "normalise": "l2"}),
     Case("activation", {"statistic": "deviation", "normalise": "mean"}),

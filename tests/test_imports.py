@@ -48,7 +48,8 @@ MIDDLE = {
 TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}
-BETWEEN_PARTS = {("metrics", "graph")}  # the only pair of parts that may
+# The only pairs of parts that may: a figure is counted on the graph, and a score names the statistics it needs.
+BETWEEN_PARTS = {("metrics", "graph"), ("scores", "stats")}
 ROOT = {"__init__"}  # re-exports, lazily
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, MissingStatsError, TargetError
+from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError
 from secateur.masking import Masking, WeightMasking
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
@@ -306,10 +307,14 @@ def prune_(
 ) -> Pruned:
     """Prune a model in place, all the way to the target, with no training in between.
 
+    A schedule in rounds runs all of them: before each, the score is collected anew from the model with the masks so far
+    (iterative SynFlow or SNIP). Scores that look at weights alone come out as in one shot. Weights are copied before
+    the first of several rounds, and put back when a later one is refused.
+
     Args:
         model: The model; its pruned weights are zero afterwards.
-        method: What to prune and how much; of its schedule only the last level is used. A bare target stands for
-            global magnitude.
+        method: What to prune and how much; of a schedule in steps or epochs only the last level is used. A bare target
+            stands for global magnitude.
         optimizer: Its momentum is cleared where weights were pruned. The masks do not stay on it: use a
             :class:`Pruner` to keep training.
         ema: An averaged copy to prune along.
@@ -341,6 +346,23 @@ def prune_(
         batches=batches,
         example_inputs=example_inputs,
     )
-    report = pruner.prune(final=True)
+    with _all_or_nothing(pruner.model, ema, optimizer) if method.schedule.updates > 1 else nullcontext():
+        while not pruner.finished:
+            pruner.prune()
     pruner.detach()
-    return Pruned(pruner.masks, report)
+    return Pruned(pruner.masks, pruner.history[-1])
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module, ema: nn.Module | None, optimizer: Optimizer | None) -> Iterator[None]:
+    """Put weights and momentum back when a round is refused after others have run."""
+    tensors: list[Tensor] = [p.detach() for m in (model, ema) if m is not None for p in m.parameters()]
+    states = [] if optimizer is None else optimizer.state.values()
+    tensors += [v for state in states for v in state.values() if isinstance(v, Tensor)]
+    kept = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    except SecateurError:
+        for tensor, value in zip(tensors, kept, strict=True):
+            tensor.copy_(value)
+        raise

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PydanticUserError,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -43,7 +44,7 @@ from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
 from secateur.targets import Kind, Target
-from secateur.types import Ablation, ActivityPenalty, GroupScore, Penalty
+from secateur.types import Ablation, ActivityPenalty, Penalty, Score
 
 Reference = Annotated[str, StringConstraints(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|[\w./\-]+\.py):[A-Za-z_]\w*$")]
 """``package.module:function`` or ``file.py:function`` (relative to the recipe)."""
@@ -342,7 +343,7 @@ def _check_coupled(method: Method) -> None:
     """Refuse early what only units of coupled groups have, and what they do not."""
     coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
     hint = "which only pattern = {name = 'channel', coupled = true} knows"
-    if not coupled and isinstance(method.score, GroupScore):
+    if not coupled and not isinstance(method.score, Score):
         raise RecipeError(f"prune.score {method.score} rates units of coupled groups, {hint}")
     if not coupled and method.target is not None and method.target.kind == "channels":
         raise RecipeError(f"prune.target channels counts units of coupled groups, {hint}")
@@ -439,6 +440,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(_tuples(value))
     except ValidationError as error:
         raise RecipeError(f"{path}: got {value!r}; {error.errors()[0]['msg'].lower()}") from None
+    except PydanticUserError:  # a type that no text stands for
+        raise RecipeError(f"{path}: got {value!r}; only Python can give this option, leave it out") from None
 
 
 def _describe(values: Mapping[str, Any], item: Any) -> str:

@@ -56,7 +56,10 @@ class Statistic(Protocol):
 
     @property
     def uses(self) -> frozenset[str]:
-        """What it looks at, of ``"loss"``, ``"batches"`` and ``"example_inputs"``; missing ones are refused early."""
+        """What it looks at: ``"loss"``, ``"batches"``, ``"example_inputs"``; missing ones are refused early.
+
+        ``"trajectory"`` stands for a training that nobody has watched yet.
+        """
         ...
 
     @property
@@ -601,7 +604,8 @@ class GroupReport:
         name: Its name.
         units: Units before.
         kept: Units after.
-        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``.
+        members: Tensors and dimensions that shrink with it, ``"layer1.0.conv1.weight[0]"``, and modules that go with
+            its units, ``"mixture.experts.3"``.
     """
 
     name: str

@@ -88,7 +88,14 @@ DISTILLED = ITERATIVE | {
     "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 2}, "distill": {"weight": 0.7}},
     "checkpoint": {"every_steps": 3},
 }
+WATCHED = ITERATIVE | {
+    "prune": ITERATIVE["prune"] | {"score": {"name": "karnin"}},
+    "checkpoint": {"every_steps": 2},
+}
+WATCHED_REWOUND = REWOUND | {"prune": REWOUND["prune"] | {"score": {"name": "movement"}}}
 RECIPES = {
+    "watched": WATCHED,
+    "watched rewound": WATCHED_REWOUND,
     "iterative": ITERATIVE,
     "rewound": REWOUND,
     "gradual": GRADUAL,

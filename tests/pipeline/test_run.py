@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from secateur import Pruner, Target, prune_and_retrain
-from secateur.checkpoint import load_masks, load_model
+from secateur.checkpoint import load_masks, load_model, load_tree
 from secateur.errors import CheckpointError, DataError, RecipeError, SecateurError, TargetError, WeightError
 from secateur.pipeline.data import Data, batches, order_of
 from secateur.pipeline.events import EventLog, Silent
@@ -356,3 +356,47 @@ def test_a_file_with_dataclasses_and_postponed_annotations_loads(tmp_path: Path)
         "def net() -> nn.Module:\n    return nn.Linear(Config().width, 1)\n"
     )
     assert make_model("mine.py:net", {}, base=tmp_path).in_features == 3
+
+
+@pytest.mark.parametrize("score", ["karnin", "movement", "synflow", "snip", "grasp", "optimal_brain_damage", "lamp"])
+def test_saliencies_by_name(score: str, tmp_path: Path) -> None:
+    """The run finds what a score looks at by itself: the training, the inputs' shape, batches."""
+    recipe = from_dict(ITERATIVE | {"prune": ITERATIVE["prune"] | {"score": score}})
+    done = run(recipe, tmp_path / "run", report=False)
+    assert done.result["prune"]["achieved"] == pytest.approx(0.8, abs=1e-3)
+    magnitude = run(from_dict(ITERATIVE), tmp_path / "magnitude", report=False)
+    assert any(not torch.equal(mask, magnitude.masks[name]) for name, mask in done.masks.items())
+
+
+def test_a_watched_run_prunes_as_the_path_says(tmp_path: Path) -> None:
+    """The first round's masks are those of a path integral in a loop that is written out."""
+    from secateur import Method, prune_
+    from secateur.scores import Karnin
+    from secateur.stats import PathIntegral
+
+    one = ITERATIVE | {
+        "prune": {"target": {"sparsity": 0.8}, "score": "karnin"},
+        "recover": {"retrain": "nothing", "batch_norm": "nothing"},
+    }
+    seen = []
+
+    class Spy(Silent):
+        def progress(self, done: int, total: int, text: str) -> None:
+            seen.append(text)
+
+    done = run(from_dict(one), tmp_path / "run", report=False, listener=Spy())
+    fresh = net()
+    load_model(fresh, tmp_path / "run" / "dense.safetensors")
+    tree = load_tree(tmp_path / "run" / "checkpoint.safetensors")["trajectory"]
+    assert tree["steps"] == sum("train" in text for text in seen) == 18
+    path = PathIntegral(fresh)
+    path.load_state_dict(tree)
+    ours = prune_(fresh, Method(target=Target("sparsity", 0.8), score=Karnin(path=path)))
+    assert all(torch.equal(ours.masks[name], mask) for name, mask in done.masks.items())
+
+
+def test_a_score_that_watches_needs_a_training(tmp_path: Path) -> None:
+    untrained = ITERATIVE | {"train": {"epochs": 0}, "prune": ITERATIVE["prune"] | {"score": "movement"}}
+    untrained = untrained | {"recover": {"retrain": {"name": "fine_tune", "epochs": 1}}}
+    with pytest.raises(SecateurError, match="seen no step"):
+        run(from_dict(untrained), tmp_path / "run", report=False)

@@ -87,23 +87,6 @@ class Mixture(nn.Module):
         return self.look_up(x, chosen, share) + (chosen * share).sum(1, keepdim=True)
 
 
-class Listed(nn.Module):
-    """Experts in a list, which are compared with their places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(WIDTH, 4)
-        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        share, chosen = self.router(x).softmax(-1).topk(2, -1)
-        out = torch.zeros_like(x)
-        for i, expert in enumerate(self.experts):
-            token, place = torch.where(chosen == i)
-            out = out.index_add(0, token, expert(x[token]) * share[token, place, None])
-        return out
-
-
 class Net(nn.Module):
     def __init__(self, how: str, **kwargs: Any) -> None:
         super().__init__()
@@ -210,7 +193,6 @@ def test_optimizer_state_follows() -> None:
     ("net", "words"),
     [
         (lambda: made("computes"), "computes with the number of an expert"),
-        (lambda: nn.Sequential(nn.Linear(5, WIDTH), Listed()), "computes with the number of an expert"),
         (lambda: nn.Sequential(nn.Linear(5, 32), nn.Linear(32, 3)), "no router"),
     ],
 )

@@ -36,6 +36,7 @@ _STATISTICS = {
     "activation_product": "activation times gradient per unit and sample: loss_fn and batches",
     "activation_product_absolute": "the size of activation times gradient per unit and sample: loss_fn and batches",
     "activation_product_square": "activation times gradient per unit and sample, squared: batches",
+    "activation_product_recent": "activation times gradient per unit, the latest batches most: loss_fn and batches",
     "centred_product_square": "activation, less its mean, times gradient per unit and sample, squared: batches",
     "stream_turn": "how far each block turns the stream that passes through it: batches without labels",
     "unit_macs": "the multiplications that a unit costs, counted on the recorded forward",
@@ -198,9 +199,9 @@ def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str
     required = {o.name: _EXAMPLES.get(o.name) for o in options if o.required}
     hints = typing.get_type_hints(factory)
     words = {name: typing.get_args(h) for name, h in hints.items() if typing.get_origin(h) is Literal}
-    by_needs: dict[frozenset[str], list[str]] = {}
+    by_needs: dict[frozenset[Any], list[str]] = {}
     for name, choices in words.items():
-        found: dict[frozenset[str], list[str]] = {}
+        found: dict[frozenset[Any], list[str]] = {}
         for value in choices:
             found.setdefault(factory(**{**required, name: value}).needs, []).append(json.dumps(value))
         if len(found) > 1:
@@ -209,13 +210,28 @@ def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str
     by_needs = by_needs or {factory(**required).needs: []}
     out = []
     for needs, when in by_needs.items():
-        what = ", ".join(_STATISTICS.get(name, name) for name in sorted(needs)) or "nothing but the weights"
+        what = (
+            ", ".join(dict.fromkeys(_need_words(need) for need in sorted(needs, key=repr))) or "nothing but the weights"
+        )
         out.append(f"{what} ({' or '.join(when)})" if when else what)
     return out
 
 
 def _example(axis: Axis, option: str) -> Any:
     return _EXAMPLES.get(f"{axis.name}.{option}", _EXAMPLES.get(option, 1))
+
+
+def _need_words(need: Any) -> str:
+    """Say what a need is: a simple statistic by name, one with options by its docstring's first line."""
+    if isinstance(need, str):
+        return _STATISTICS.get(need, need)
+    supplied = {"loss": "loss_fn", "batches": "batches", "example_inputs": "example_inputs"}
+    supply = [
+        supplied.get(use, "a training that is watched") for use in supplied | {"trajectory": ""} if use in need.uses
+    ]
+    line = parse(type(need).__doc__).summary.rstrip(".")
+    words = f"{type(need).__name__}: {line[:1].lower()}{line[1:]}"
+    return f"{words} ({' and '.join(supply)})" if supply else words
 
 
 def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
@@ -234,7 +250,9 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options} | _ONE_OF.get(name, {})
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
-    pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None]
+    plain = inspect.signature(axis.parts[name]).parameters
+    made = [o.name for o in options if not o.required and plain[o.name].default != o.default]  # parts, not plain values
+    pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None and k not in made]
     if axis.name == "distill":  # nothing learns without it
         head += 'retrain = { name = "learning_rate_rewinding", epochs = 5 }\n'
     inline = f"{axis.field} = {{ {', '.join(pairs)} }}"

@@ -64,6 +64,10 @@ class Call:
         """The number of an expert that Python code last read from a tensor, and the labels of all of them."""
         return self._mode.number_read
 
+    def mention(self, labels: Labels, number: int | None) -> None:
+        """Note that one index of a dimension is picked, an expert by its number perhaps; ``None`` for all of them."""
+        self._mode.mention(labels, number)
+
     def tensors(self) -> list[Tensor]:
         """All tensor arguments, in order."""
         return list(self._tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -46,7 +46,7 @@ class Drop:
     """Entries that leave a container of modules.
 
     Attributes:
-        container: Qualified name of an ``nn.ModuleList`` or ``nn.Sequential``.
+        container: Qualified name of an ``nn.ModuleList``, ``nn.Sequential`` or ``nn.ModuleDict``.
         entries: How many entries it has before.
         places: Places of those that go, ascending.
         lists: Sequences with one item per entry that lose the same places: (module, attribute), as in :class:`Edit`.
@@ -162,19 +162,25 @@ def _replace(undo: Undo, tensor: Tensor, small: Tensor, dims: Mapping[int, NDArr
         tensor.grad = slice_tensor(grad, dims)
 
 
+def drop_all_(model: nn.Module, drops: Iterable[Drop], undo: Undo) -> None:
+    """Take entries out of several containers, the innermost first: names change as those that stay count anew."""
+    for drop in sorted(drops, key=lambda d: len(f".{d.container}".rstrip(".").split(".")), reverse=True):
+        drop_(model, drop, undo)
+
+
 def drop_(model: nn.Module, drop: Drop, undo: Undo) -> None:
     """Take entries out of a container, and count those that stay anew."""
     container = model.get_submodule(drop.container)
     before = dict(container._modules)
     kept = [(key, entry) for i, (key, entry) in enumerate(before.items()) if i not in drop.places]
-    numbered = all(key == str(i) for i, key in enumerate(before))
+    head = prefix_of(before)
 
     def fill(entries: list[tuple[str, nn.Module | None]]) -> None:
         container._modules.clear()
         container._modules.update(entries)
 
     places = {id(entry): i for i, entry in enumerate(before.values())}
-    fill([(str(i) if numbered else key, entry) for i, (key, entry) in enumerate(kept)])
+    fill([(key if head is None else f"{head}{i}", entry) for i, (key, entry) in enumerate(kept)])
     undo.add(lambda: fill(list(before.items())))
     for name, attribute in drop.lists:
         owner, last = _owner_of(model, Edit(name, attribute, None, None), undo)
@@ -187,6 +193,18 @@ def drop_(model: nn.Module, drop: Drop, undo: Undo) -> None:
                 undo.set(owner, attribute, getattr(owner, attribute) + new - places[id(entry)])
 
 
+def prefix_of(keys: Iterable[str]) -> str | None:
+    """Return what comes before the numbers of keys that count from 0; ``None`` where they do not.
+
+    Example:
+        >>> prefix_of(["expert_0", "expert_1"]), prefix_of(["0", "1"]), prefix_of(["a", "b"])
+        ('expert_', '', None)
+    """
+    names = list(keys)
+    head = names[0][:-1] if names else ""
+    return head if names == [f"{head}{i}" for i in range(len(names))] else None
+
+
 def check_drop(model: nn.Module, drop: Drop) -> None:
     """Refuse a model without such a container, or with another number of entries.
 
@@ -197,7 +215,7 @@ def check_drop(model: nn.Module, drop: Drop) -> None:
         container = model.get_submodule(drop.container)
     except AttributeError:
         container = None
-    if not isinstance(container, nn.ModuleList | nn.Sequential):
+    if not isinstance(container, nn.ModuleList | nn.Sequential | nn.ModuleDict):
         raise PlanError(f"the plan takes entries out of {drop.container!r}, which is no list of modules here")
     if len(container) != drop.entries:
         raise PlanError(
@@ -210,7 +228,7 @@ def check_drop(model: nn.Module, drop: Drop) -> None:
         if not isinstance(items, list | tuple) or len(items) != drop.entries:
             raise PlanError(f"{name}.{attribute} is no list of {drop.entries} items, as the plan expects")
     for path, attribute in drop.positions:
-        for entry in container:
+        for entry in container.children():
             try:
                 value = getattr(entry.get_submodule(path), attribute)
             except AttributeError:

@@ -99,6 +99,16 @@ def _compact_topk(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> 
     return values, next(iter(dims.values())).to(places.device)[places]
 
 
+def _compact_highest(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
+    x = bound["self"]
+    dims = {d: i for d, i in kept.items() if bound.get("dim") is not None and d == bound["dim"] % x.dim()}
+    if not dims:
+        return None
+    out = func(**dict(bound, self=_select(x, dims)))
+    stay = next(iter(dims.values())).to(x.device)
+    return stay[out] if isinstance(out, Tensor) else (out[0], stay[out[1]])
+
+
 def _compact_weight_norm(func: Any, bound: dict[str, Any], kept: dict[int, Tensor]) -> Any:
     # A removed row has norm 0, and 0/0 where the kept ones are wanted.
     dim = bound["dim"] % bound["v"].dim()
@@ -115,6 +125,7 @@ COMPACT: dict[str, _Compact] = {
          "aten::linalg_vector_norm", "aten::norm", "aten::amax", "aten::amin"), _compact_reduction),
     **dict.fromkeys(("aten::_softmax", "aten::softmax", "aten::_safe_softmax"), _compact_shares),
     "aten::topk": _compact_topk,
+    **dict.fromkeys(("aten::argmax", "aten::max"), _compact_highest),
     "aten::native_layer_norm": _compact_layer_norm,
     "aten::_fused_rms_norm": _compact_layer_norm,
     "aten::rms_norm": _compact_layer_norm,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from secateur.errors import GraphError
 from secateur.graph.axes import FIXED, Axes, Labels
-from secateur.graph.changes import Kept
+from secateur.graph.changes import Drop, Kept
 from secateur.graph.components import reshape_cells
 from secateur.graph.count import Total, size_along
+from secateur.graph.examples import Example
+from secateur.graph.experts import Listed, Presence, listed_experts
 from secateur.graph.groups import Group, Member, Places, Unit, group_name, places_by_group
 from secateur.graph.labels import Ledger
 from secateur.graph.record import Leaf, Op
@@ -66,6 +68,7 @@ class Coupling:
         unit_of: The unit of each label, or -1.
         group_of_unit: Position of each unit's group.
         linked: Sets of groups (by position) that must shrink alike.
+        lists: Lists of modules that the experts are entries of.
 
     Args:
         recorded: The trace.
@@ -76,6 +79,7 @@ class Coupling:
     def __init__(self, recorded: Trace, constraints: Constraints | None = None, unit: Unit = "channel") -> None:
         self.trace = recorded
         self.unit: Unit = unit
+        self.lists: tuple[Listed, ...] = ()
         constraints = constraints or Constraints()
         ledger = recorded.ledger.copy()
         self._constrain(ledger, constraints)
@@ -99,6 +103,7 @@ class Coupling:
         self.group_of_unit = np.full(self.units + 1, -1)  # the last one for no unit
         for position, group in enumerate(self.groups):
             self.group_of_unit[group.ids] = position
+        self.groups = [replace(group, owned=self._owned(group)) for group in self.groups]
         self.linked = self._linked(sizes)
 
     def _constrain(self, ledger: Ledger, constraints: Constraints) -> None:
@@ -116,8 +121,13 @@ class Coupling:
                             ledger.freeze(part.labels, why)
 
     def _only_experts(self, ledger: Ledger) -> None:
-        """Fix everything but the dimensions that a router chooses from."""
+        """Fix everything but the dimensions that a router chooses from, and find the lists of modules behind them."""
         roots = ledger.roots()
+        found = listed_experts(self.trace, roots)
+        self.lists = tuple(found.lists)
+        ledger.singles = False
+        for labels, why in found.refused:
+            ledger.freeze(labels, why)
         experts = np.zeros(ledger.count, dtype=bool)
         for labels, _, _ in ledger.chosen:
             experts[roots[labels]] = True
@@ -207,6 +217,15 @@ class Coupling:
             groups.append(Group(name, high - low, tuple(members[g]), np.arange(low, high), floor))
         return groups
 
+    def _owned(self, group: Group) -> tuple[tuple[str, ...], ...]:
+        """Return, for every list that has an entry for each unit of a group, these entries."""
+        out = []
+        for some in self.lists:
+            entry = dict(zip(self.unit_of[some.labels].tolist(), some.names, strict=True))
+            if all(unit in entry for unit in group.ids.tolist()):
+                out.append(tuple(entry[unit] for unit in group.ids.tolist()))
+        return tuple(out)
+
     def _signatures(self) -> tuple[NDArray[np.uint64], Labels, list[tuple[Leaf, int, Labels]]]:
         """Return what tells components apart.
 
@@ -269,18 +288,27 @@ class Coupling:
     @cached_property
     def macs(self) -> Total:
         """The multiply-accumulates of the recorded forward after pruning, given which labels stay."""
-        return Total(factors for op in self.trace.ops for factors in op.macs)
+        there = Presence(self.lists)
+        return Total([*factors, *there.of(op.module, dense=True)] for op in self.trace.ops for factors in op.macs)
 
     @cached_property
     def parameters(self) -> Total:
         """How many parameters stay, tied ones once, given which labels stay."""
-        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter")
+        return self._elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter")
 
     @cached_property
     def prunable_parameters(self) -> Total:
         """How many elements stay in the parameters that some group reaches, given which labels stay."""
         reached = {m.name for g in self.groups for m in g.members}
-        return _elements(leaf for leaf in self.trace.leaves if leaf.kind == "parameter" and leaf.name in reached)
+        there = Presence(self.lists)
+        parameters = (leaf for leaf in self.trace.leaves if leaf.kind == "parameter")
+        return self._elements(leaf for leaf in parameters if leaf.name in reached or there.of(*leaf.names))
+
+    def _elements(self, leaves: Iterable[Leaf]) -> Total:
+        there = Presence(self.lists)
+        return Total(
+            [*((leaf.axes, dim) for dim in range(len(leaf.axes.shape))), *there.of(*leaf.names)] for leaf in leaves
+        )
 
     def units_left(self, alive: NDArray[np.bool_]) -> int:
         """Return how many units stay."""
@@ -315,6 +343,22 @@ class Coupling:
                     out.setdefault(leaf.name, {})[part.dims[0]] = np.flatnonzero(flags)
         return out
 
+    def drops(self, alive: NDArray[np.bool_]) -> tuple[Drop, ...]:
+        """Return what leaves the lists of experts."""
+        return tuple(drop for some in self.lists if (drop := some.drop(alive)) is not None)
+
+    def comparable(self, example: Example) -> bool:
+        """Whether an example means the same to a model that has lost entries of the lists.
+
+        Not so where a scalar is turned round that is read in the loop over experts, or after it: which one it is
+        depends on how many there are.
+        """
+        return not (example.turns and any(map(self.in_lists, example.reads_in)))
+
+    def in_lists(self, module: str) -> bool:
+        """Whether a module picks from lists of experts, or is part of one that does."""
+        return any(_is_in(module, scope) for some in self.lists for scope in some.scopes)
+
     @cached_property
     def _reasons(self) -> dict[int, str]:
         return self._ledger.reasons(self.roots)
@@ -344,10 +388,6 @@ class Coupling:
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
 
 
-def _elements(leaves: Iterable[Leaf]) -> Total:
-    return Total([(leaf.axes, dim) for dim in range(len(leaf.axes.shape))] for leaf in leaves)
-
-
 def covering(module: str, modules: Mapping[str, str]) -> str | None:
     """Return the reason given for a module or for one that contains it."""
     while module:
@@ -375,6 +415,10 @@ def split_sizes(before: Axes, after: Axes) -> Iterator[tuple[int, Labels]]:
                     yield flat.shape[dim], labels
                     for start in range(1, len(dims) - 1) if len(flat_dims) == 1 else ():
                         yield math.prod(many.shape[d] for d in dims[start:]), labels
+
+
+def _is_in(module: str, scope: str) -> bool:
+    return not scope or module == scope or module.startswith(f"{scope}.")
 
 
 def _parents(module: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,12 +43,16 @@ class Example:
         turns: Scalars read from tensors that are turned round, by number, to enter branches that the inputs themselves
             do not take: (2, "not") for the third.
         training: Whether the model is in training mode, without chance.
+        spread: Which pass of those in which routers choose in turn rather than by their scores; 0 for none.
+        reads_in: Modules where scalars were read, up to the last one that is turned round.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     turns: tuple[tuple[int, str], ...] = ()
     training: bool = False
+    spread: int = 0
+    reads_in: frozenset[str] = frozenset()
 
     def run(self, model: nn.Module) -> Any:
         """Call the model, inside whatever modes are active, on copies of the inputs: a forward may change them.
@@ -85,12 +89,14 @@ class ScalarReads(Decomposing):
 
     Args:
         turns: Which, and how; none to count only.
+        stack: The modules whose forward is running, outermost first, if that is known.
     """
 
-    def __init__(self, turns: Mapping[int, str] | None = None) -> None:
+    def __init__(self, turns: Mapping[int, str] | None = None, stack: Sequence[str] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._turns = turns or {}
+        self._turns, self._stack = turns or {}, stack
         self.reads: list[Any] = []
+        self.modules: list[str] = []
 
     def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute; answer otherwise where asked to."""
@@ -98,25 +104,28 @@ class ScalarReads(Decomposing):
         if op_name(func) not in _READS:
             return out
         self.reads.append(out)
+        self.modules.append(self._stack[-1] if self._stack else "")
         turn = self._turns.get(len(self.reads) - 1)
         fits = isinstance(out, bool) if turn == "not" else isinstance(out, float)
         return _TURNS[turn](out) if turn is not None and fits else out
 
 
-def other_ways(example: Example, reads: list[Any], *, far: bool = False) -> list[Example]:
+def other_ways(example: Example, found: ScalarReads, *, far: bool = False) -> list[Example]:
     """Return the example with one more truth value or number turned round at a time, after those that are already.
 
     Whole numbers are left alone: they are counts and positions, and another one is an error, not a branch.
 
     Args:
         example: What was run.
-        reads: What it read.
+        found: What it read.
         far: Whether to make numbers very large and very small, rather than to change their sign.
     """
     first = example.turns[-1][0] + 1 if example.turns else 0
     out = []
-    for number, value in enumerate(reads[first:], first):
-        out += [replace(example, turns=(*example.turns, (number, turn))) for turn in _turns_of(value, far)]
+    for number, value in enumerate(found.reads[first:], first):
+        for turn in _turns_of(value, far):
+            turns = (*example.turns, (number, turn))
+            out.append(replace(example, turns=turns, reads_in=frozenset(found.modules[: number + 1])))
     return out
 
 

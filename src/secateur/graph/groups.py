@@ -78,6 +78,7 @@ class Group:
         members: Every dimension of every tensor that shrinks with them.
         ids: Global number of each unit.
         floor: Fewest that must stay: as many experts as a router chooses at a time.
+        owned: Modules that go with the units: for every list of modules, the entry of each unit.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Group:
     members: tuple[Member, ...]
     ids: NDArray[np.int64]
     floor: int = 1
+    owned: tuple[tuple[str, ...], ...] = ()
 
     @property
     def size(self) -> int:

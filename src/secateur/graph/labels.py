@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.graph.axes import FIXED, Axes, Labels, Part
 from secateur.graph.components import components, components_of_rows, reshape_cells
+from secateur.graph.mentions import Mentions
 
 
 class Ledger:
@@ -28,8 +29,11 @@ class Ledger:
             say. Where the part is pruned along them, they follow; otherwise they are fixed.
         contested: Labels whose places, or whose joint values, count: the inputs of a softmax, of a choice, of a running
             sum. They are fixed, unless they are experts: a router that never chooses an expert gives it no share.
-        chosen: Labels that ``topk`` chooses from, how many at a time, and where: experts, if their numbers are used to
-            look things up.
+        chosen: Labels that ``topk``, ``argmax`` or ``max`` choose from, how many at a time, and where: experts, if
+            their numbers are used to look things up.
+        mentions: Where code speaks of experts by number, and which entries of lists run.
+        singles: Whether slices of one index count among the equal slices of a tensor, which must stay equal; not where
+            a loop takes experts one by one.
     """
 
     def __init__(self) -> None:
@@ -39,6 +43,8 @@ class Ledger:
         self.spans: list[tuple[Labels, tuple[int, ...], Labels, str]] = []
         self.contested: list[tuple[Labels, str]] = []
         self.chosen: list[tuple[Labels, int, str]] = []
+        self.mentions = Mentions()
+        self.singles = True
         self._left: list[Labels] = []
         self._right: list[Labels] = []
         self._frozen: list[tuple[Labels, str]] = []
@@ -49,7 +55,7 @@ class Ledger:
         """Return a ledger that can be constrained further without changing this one."""
         out = Ledger()
         out.count, out.blocks, out.spans = self.count, list(self.blocks), self.spans
-        out.contested, out.chosen = self.contested, self.chosen
+        out.contested, out.chosen, out.mentions = self.contested, self.chosen, self.mentions
         out._left, out._right, out._frozen = list(self._left), list(self._right), list(self._frozen)
         out._made, out._slices = self._made, self._slices
         return out
@@ -364,7 +370,7 @@ class Ledger:
 
     def _tie_slices(self, labels: Labels, spans: set[tuple[int, int]]) -> None:
         widths = {stop - start for start, stop in spans}
-        if len(widths) == 1:
+        if len(widths) == 1 and (self.singles or widths != {1}):
             width = widths.pop()
             starts = sorted(start for start, _ in spans)
             if labels.size % width == 0 and len(starts) * width == labels.size and starts[0] == 0:

@@ -20,6 +20,7 @@ class Ladder:
         self._rungs = self.constraints.equal, self.constraints.splits, self.constraints.whole
         self.reasons: dict[str, str] = {}
         self.last = ""
+        self.counts: bool | None = None  # whether numbers of experts were changed that no code had tripped over
 
     def climb_from(self, failure: Failure, repair: Repair) -> None:
         """Constrain where a forward stopped."""
@@ -36,6 +37,9 @@ class Ladder:
         while module and type(self._modules[module]).__module__.startswith("torch.nn.modules."):
             module = module.rpartition(".")[0]
         self.last = f"{module or 'the model itself'}: {why}"
+        if self.counts:  # one of them may be something else
+            self.counts = False
+            return
         while True:
             kind = type(self._modules[module])
             name = class_name(self._modules[module])

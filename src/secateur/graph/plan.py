@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.checkpoint import write_atomic
 from secateur.errors import PlanError
-from secateur.graph.changes import Drop, Edit, Kept, Undo, check_drop, class_name, drop_, edit_, owner_of, slice_
+from secateur.graph.changes import Drop, Edit, Kept, Undo, check_drop, class_name, drop_all_, edit_, owner_of, slice_
 from secateur.graph.model import owned_tensors
 from secateur.graph.valueless import has_values
 
@@ -204,9 +204,7 @@ class Plan:
         try:
             for edit in self.edits:
                 edit_(model, edit, undo)
-            # The innermost first: entries that stay are counted anew, and names change with them.
-            for drop in sorted(self.drops, key=lambda d: len(f".{d.container}".rstrip(".").split(".")), reverse=True):
-                drop_(model, drop, undo)
+            drop_all_(model, self.drops, undo)
         except BaseException:
             undo.revert()
             raise

@@ -15,7 +15,9 @@ from secateur.graph.axes import Axes, Labels
 from secateur.graph.calls import Call, Products, Rule, only_shape, op_name, written_by
 from secateur.graph.composite import Decomposing
 from secateur.graph.labels import Ledger
+from secateur.graph.mentions import Mention
 from secateur.graph.model import has_storage, owned_tensors
+from secateur.graph.spread import spreading
 from secateur.graph.watch import Watch
 from secateur.graph.weak import ByTensor
 
@@ -36,10 +38,12 @@ _MOVE_NUMBERS = frozenset(
     for name in (
         "view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "transpose", "permute", "t",
         "clone", "_to_copy", "contiguous", "alias", "detach", "lift_fresh", "slice", "select", "unbind", "split",
-        "split_with_sizes", "expand", "index", "index_select", "sort", "flatten",
+        "split_with_sizes", "expand", "index", "index_select", "sort", "flatten", "_unique2", "unique_consecutive",
     )
 )  # fmt: skip
 """Operators whose results hold the elements of their first argument."""
+
+_FIRST_ONLY = frozenset({"aten::sort", "aten::_unique2", "aten::unique_consecutive"})
 
 _USE_NUMBERS = frozenset(
     f"aten::{name}"
@@ -52,6 +56,8 @@ _USE_NUMBERS = frozenset(
 """Operators whose rules know what to do with numbers, or that only look at shapes."""
 
 _COMPARE = frozenset({"aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge"})
+
+_SAME = frozenset({"aten::eq", "aten::ne"})
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Recorder(Decomposing):
         self.leaves: list[Leaf] = []
         self.touched: set[int] = set()
         self.number_read: tuple[int, Labels] | None = None
+        self.spread = 0
         self._axes = ByTensor[Axes]()
         self._leaf_of: dict[int, int] = {}  # by identity: the leaves keep their tensors
         self._storage: dict[int, int] = {}
@@ -201,6 +208,7 @@ class Recorder(Decomposing):
 
     def __enter__(self) -> Self:
         """Start recording."""
+        self.ledger.mentions.start()
         self._watch = Watch(self.escape, self.sized)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -220,7 +228,15 @@ class Recorder(Decomposing):
 
     def escape(self, tensor: Tensor, how: str) -> Tensor:
         """Note that Python code reads a tensor's values, which no label can follow; return the values to read."""
-        self.ledger.freeze_all(self.axes(tensor), self._here(f"values read by {how}"))
+        axes, why = self.axes(tensor), self._here(f"values read by {how}")
+        if axes.numbers is not None:
+            self.mention(axes.numbers, None)
+        labels = axes.labels(0) if len(axes.shape) == 1 else None
+        if labels is not None and labels.size in self.ledger.mentions.sizes:  # how many tokens each expert gets, say
+            self.ledger.contested.append((labels, why))
+            self.mention(labels, None)
+        else:
+            self.ledger.freeze_all(axes, why)
         return tensor
 
     def sized(self, tensor: Tensor, dim: int, why: str) -> None:
@@ -229,6 +245,11 @@ class Recorder(Decomposing):
 
     def _here(self, what: str) -> str:
         return f"{self.stack[-1]}: {what}" if self.stack and self.stack[-1] else what
+
+    def mention(self, labels: Labels, number: int | None, *, compared: bool = False) -> None:
+        """Note that the running module speaks of an expert by number."""
+        module = self.stack[-1] if self.stack else ""
+        self.ledger.mentions.add(Mention(labels, number, module, self.ledger.where, compared))
 
     def refuse_writes(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse an operator that would change a parameter, before it does.
@@ -247,7 +268,7 @@ class Recorder(Decomposing):
 
     def run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute the operator."""
-        return func(*args, **kwargs)
+        return spreading(func, self.spread)(*args, **kwargs)
 
     def act(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute, then label."""
@@ -268,6 +289,7 @@ class Recorder(Decomposing):
         written = [(t, copy_of(self.axes(t))) for t in written_by(func, args, kwargs)]
         module = self.stack[-1] if self.stack else ""
         self.ledger.where = self._here(call.name)
+        self.ledger.mentions.enter(self.stack)
         for axes in inputs:
             self.ledger.settle(axes)
         rule = self.rules.find(func)
@@ -307,15 +329,22 @@ class Recorder(Decomposing):
         first = inputs[0].numbers
         if first is not None and type(call.out) is int:  # Python code will look something up by it
             self.number_read = call.out, first
+            self.mention(first, call.out)
         if first is not None and call.name in _MOVE_NUMBERS:
             outputs = call.outputs()
-            for out in outputs[:1] if call.name == "aten::sort" else outputs:
+            for out in outputs if call.name not in _FIRST_ONLY else outputs[:1]:
                 self.axes(out).numbers = first
         elif call.name not in _USE_NUMBERS:
+            if call.name in _SAME and all(axes.numbers is first for axes in inputs) and len(inputs) > 1:
+                return  # which are the same does not depend on how they are numbered
             other = call.args.get("other")
             bound = other if call.name in _COMPARE and isinstance(other, int | float) else -1
             for axes in inputs:
-                if axes.numbers is not None and bound < np.count_nonzero(axes.numbers):
+                if axes.numbers is None or bound >= np.count_nonzero(axes.numbers):
+                    continue
+                if call.name in _SAME and type(other) is int and other >= 0:
+                    self.mention(axes.numbers, other, compared=True)
+                else:
                     self.ledger.freeze(axes.numbers, f"{self.ledger.where} computes with the number of an expert")
 
     def rewritten(self, before: Axes, after: Axes) -> None:

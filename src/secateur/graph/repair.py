@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from operator import ne
 from types import CodeType, FrameType
@@ -53,10 +53,11 @@ class ShapeCheck(Decomposing):
     """Compares the shape of every result with the predicted one, as long as the same operators run.
 
     Args:
-        expected: Operator name and shapes of its results, in order.
+        expected: Operator name, shapes of its results, and whether these may depend on which experts are left: how
+            many tokens each gets, say. In order.
     """
 
-    def __init__(self, expected: Sequence[tuple[str, list[tuple[int, ...] | None]]]) -> None:
+    def __init__(self, expected: Sequence[tuple[str, list[tuple[int, ...] | None], bool]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.expected = expected
         self.done = 0
@@ -76,17 +77,23 @@ class ShapeCheck(Decomposing):
         if place == len(self.expected) or self.expected[place][0] != name:
             self.aligned = name in _LAYOUT
             return out
-        shapes = self.expected[place][1]
+        _, shapes, varies = self.expected[place]
         tensors = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
         for tensor, shape in zip(tensors, shapes, strict=False):
             if shape is not None and tuple(tensor.shape) != shape:
-                if name in _BY_VALUE:  # other values than those recorded; what follows cannot be predicted
+                # Other values than those recorded; what follows cannot be predicted.
+                if varies or name in _BY_VALUE or _by_mask(args):
                     self.aligned = False
                     return out
                 self.ran -= 1
                 raise ShapeMismatchError(f"{name} gives {tuple(tensor.shape)}, predicted {shape}")
         self.done = place + 1
         return out
+
+
+def _by_mask(args: tuple[Any, ...]) -> bool:
+    """Whether an operator picks elements by a mask."""
+    return any(isinstance(t, Tensor) and t.dtype == torch.bool for a in args if isinstance(a, list | tuple) for t in a)
 
 
 @dataclass
@@ -105,7 +112,7 @@ class Failure:
     line: str
     frames: list[FrameType]
 
-    def module(self, names: dict[int, str]) -> tuple[str, ...]:
+    def module(self, names: Mapping[int, str]) -> tuple[str, ...]:
         """Return the modules on the way, innermost first."""
         found = []
         for frame in reversed(self.frames):
@@ -125,6 +132,7 @@ class Repair:
         args: Positional example inputs.
         kwargs: Keyword example inputs.
         undo: Where changes are noted.
+        names: The name of every module by identity, before any of them went and others were counted anew.
     """
 
     def __init__(
@@ -135,14 +143,16 @@ class Repair:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         undo: Undo,
+        names: Mapping[int, str],
     ) -> None:
         self.model = model
         self.inputs = args, kwargs
         self.undo = undo
         self.edits: list[Edit] = []
         self.trials = 0
-        self.names = {id(m): n for n, m in model.named_modules()}
-        self.modules = dict(model.named_modules())
+        self.names = names
+        self._now = {names[id(m)]: n for n, m in model.named_modules()}
+        self.modules = {names[id(m)]: m for m in model.modules()}
         shapes: dict[int, tuple[int, ...]] = {}
         kept: dict[int, Any] = {}
 
@@ -152,7 +162,14 @@ class Repair:
                 kept[id(axes)] = axes
             return shapes[id(axes)]
 
-        self.expected = [(op.name, [after(a) if a.known else None for a in op.outputs]) for op in coupling.trace.ops]
+        self.expected = [
+            (
+                op.name,
+                [after(a) if a.known else None for a in op.outputs],
+                coupling.in_lists(op.module) and all(after(a) == a.shape for a in op.outputs),
+            )
+            for op in coupling.trace.ops
+        ]
         left = coupling.units_by_group(alive)
         self._own: dict[str, dict[int, Counter[int]]] = {}
         for op, axes in iter_parts(coupling.trace.ops):
@@ -226,7 +243,7 @@ class Repair:
         mark = self.undo.count
         try:
             for edit in edits:
-                edit_(self.model, edit, self.undo)
+                self._edit(edit)
         except PlanError:  # what looks like a size is worked out afresh at every look, by a property
             self.undo.revert(mark)
             return failure
@@ -239,13 +256,16 @@ class Repair:
         if siblings and result is not None:
             mark = self.undo.count
             for edit in siblings:
-                edit_(self.model, edit, self.undo)
+                self._edit(edit)
             together = self.run()
             if together is None or together.step >= result.step:
                 self.edits += siblings
                 return together
             self.undo.revert(mark)
         return result
+
+    def _edit(self, edit: Edit) -> None:
+        edit_(self.model, replace(edit, module=self._now[edit.module]), self.undo)
 
     def _siblings(self, edit: Edit) -> Iterator[Edit]:
         """Yield the same change in modules of the same class that saw the same old size become a new one."""

@@ -212,7 +212,7 @@ def _examples(model: nn.Module, example: Example) -> list[Example]:
     out = [example]
     made_up = unseen(example)
     others = [*other_batches(made_up), made_up]
-    for tried in (other_ways(example, reads.reads)[:MOST_WAYS], others):
+    for tried in (other_ways(example, reads)[:MOST_WAYS], others):
         for other in tried:
             # A guard that raises is no branch, and some models refuse made-up inputs.
             with suppress(GraphError), preserved(model), quiet_forward(model):

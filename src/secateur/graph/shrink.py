@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.errors import GraphError, PlanError
-from secateur.graph.changes import Edit, Undo, class_name, edit_, slice_
+from secateur.graph.changes import Drop, Edit, Undo, class_name, drop_all_, edit_, slice_
 from secateur.graph.compare import compare, says_nothing, tolerated
 from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling
 from secateur.graph.examples import Example, other_batches, unseen
+from secateur.graph.experts import count_edits
 from secateur.graph.groups import Unit
 from secateur.graph.ladder import Ladder
 from secateur.graph.model import quiet_forward
@@ -112,23 +113,11 @@ def shrink(  # noqa: PLR0913
         alive = coupling.alive(removed)
         undo = Undo()
         try:
-            kept = coupling.kept(alive)
-            slicing = slice_(model, kept)
-            undo.add(slicing.revert)
-            edits = _follow(model, coupling, alive, undo)
-            repair = Repair(model, coupling, alive, args, kwargs, undo)
-            failure = repair.mend()
-            if failure is not None:
+            plan = _slice(model, coupling, alive, first, undo, ladder)
+            if plan is None:
                 undo.revert()
-                ladder.climb_from(failure, repair)
                 continue
-            plan = Plan(
-                class_name(model),
-                {leaf.name: tuple(leaf.axes.shape) for leaf in recorded.leaves if leaf.name in kept},
-                kept,
-                tuple(merge([*edits, *repair.edits])),
-                mark,
-            )
+            plan = replace(plan, weights=mark)
             if meta or not verify:
                 proof = Proof(0.0, 0.0, 0, {}, "shapes")
             else:
@@ -151,6 +140,33 @@ def shrink(  # noqa: PLR0913
     )
 
 
+def _slice(
+    model: nn.Module, coupling: Coupling, alive: NDArray[np.bool_], first: Example, undo: Undo, ladder: Ladder
+) -> Plan | None:
+    """Cut out what goes and mend what trips over it; return the plan, ``None`` where the forward does not run.
+
+    What was in the way is noted in the ladder.
+    """
+    kept = coupling.kept(alive)
+    undo.add(slice_(model, kept).revert)
+    edits = _follow(model, coupling, alive, undo)
+    names, drops = {id(m): n for n, m in model.named_modules()}, coupling.drops(alive)
+    counts = [] if ladder.counts is False else count_edits(model, coupling.lists, drops)
+    ladder.counts = bool(counts) or ladder.counts
+    for edit in counts:
+        edit_(model, edit, undo)
+    drop_all_(model, drops, undo)
+    repair = Repair(model, coupling, alive, first.args, first.kwargs, undo, names)
+    failure = repair.mend()
+    if failure is not None:
+        undo.revert()
+        ladder.climb_from(failure, repair)
+        return None
+    shapes = {leaf.name: tuple(leaf.axes.shape) for leaf in coupling.trace.leaves if leaf.name in kept}
+    every = tuple(merge([*edits, *counts, *repair.edits]))
+    return Plan(class_name(model), shapes, kept, every, drops=drops)
+
+
 def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rules: Rules = RULES) -> Shrunk:
     """Shrink a model as planned, in place, and prove the result.
 
@@ -167,8 +183,13 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
     """
     plan.check(model, weights=True)
     recorded = trace(model, [Example(args, kwargs)], rules=rules)
-    coupling = Coupling(recorded)
+    coupling = Coupling(recorded, unit="expert" if plan.drops else "channel")
     alive = coupling.alive_under(plan.kept)
+    if _places(coupling.drops(alive)) != _places(plan.drops):
+        raise PlanError(
+            f"the plan takes {_places(plan.drops)} out of lists of modules, and the experts that its routers lose are "
+            f"{_places(coupling.drops(alive))}"
+        )
     whole = coupling.kept(alive)
     for name in whole.keys() | plan.kept.keys():
         ours, theirs = whole.get(name, {}), plan.kept.get(name, {})
@@ -194,6 +215,10 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
     return Shrunk(plan, proof, coupling, undo, {}, 1)
 
 
+def _places(drops: Sequence[Drop]) -> dict[str, tuple[int, ...]]:
+    return {drop.container: drop.places for drop in drops}
+
+
 def _prove(  # noqa: PLR0913
     model: nn.Module,
     recorded: Trace,
@@ -217,12 +242,13 @@ def _prove(  # noqa: PLR0913
     made_up = unseen(first)
     training = [recorded.training] if recorded.training is not None else []
     extras = [*other_batches(made_up), made_up, *training]
-    examples = list(recorded.examples)
+    known = [example for example in recorded.examples if coupling.comparable(example)]
+    examples = list(known)
     normalised: dict[str, int] = {}
     difference, scale, silent = 0.0, 0.0, True
-    for number, example in enumerate([*extras, *recorded.examples]):  # one at a time: outputs can be large
+    for number, example in enumerate([*extras, *known]):  # one at a time: outputs can be large
         extra = number < len(extras)
-        if example is made_up and len(examples) > len(recorded.examples):
+        if example is made_up and len(examples) > len(known):
             continue
         undo.revert()
         found = _reference(model, example, extra, recorded, removed, probe, rules)
@@ -269,7 +295,7 @@ def _reference(
     """Run the masked dense model on one example.
 
     Some models refuse made-up inputs (another batch size, a missing end-of-sentence token), and a truth value that
-    opened a branch may be a guard where other experts are chosen: ``None`` then.
+    opened a branch may be a guard where other experts are chosen, or these chosen in turn: ``None`` then.
     """
     try:
         if extra and example is not recorded.training:  # what a forward caches for good must not be in float64
@@ -277,7 +303,7 @@ def _reference(
                 example.run(model)
         return run_reference(model, [example], recorded.leaves, removed, probe, rules)
     except GraphError:
-        if not extra and not example.turns:
+        if not extra and not example.turns and not example.spread:
             raise
     return None
 
@@ -348,12 +374,15 @@ def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
         sizes = ", ".join(f"{g.name} ({g.units} units)" for g in coupling.groups[:5])
         return f"nothing can be pruned: every group is smaller than its rounding, or the ratio is too small: {sizes}"
     if coupling.unit == "expert" and not coupling.trace.ledger.chosen:
-        return "nothing can be pruned: because no router (topk) of this model chooses among the outputs of a parameter"
+        return (
+            "nothing can be pruned: because no router (topk, argmax, max) of this model chooses among the outputs of a "
+            "parameter"
+        )
     if constraints.whole:
         return "nothing can be pruned: because " + "; ".join(list(dict.fromkeys(constraints.whole.values()))[:3])
     rows = [coupling.why_fixed(leaf.name) for leaf in coupling.trace.leaves if leaf.kind == "parameter"]
-    if coupling.unit == "expert":  # not the many that are fixed because they are no experts
-        rows = [row for row in rows if "expert" in row.replace(ONLY_EXPERTS, "")] or rows
+    if coupling.unit == "expert":
+        rows = [row for row in map(_about_experts, rows) if row] or rows
     lines = rows[:3]
     unknown = ", ".join(sorted(coupling.trace.unknown))
     return (
@@ -361,6 +390,13 @@ def nothing_to_prune(coupling: Coupling, constraints: Constraints) -> str:
         + "; ".join(lines or ["the model has no parameters"])
         + (f". Operators without a rule: {unknown}" if unknown else "")
     )
+
+
+def _about_experts(row: str) -> str:
+    """Return what a row says about experts: not about the many dimensions that are fixed because they count none."""
+    name, _, dims = row.partition(": ")
+    said = [dim for dim in dims.split("; ") if "expert" in dim and ONLY_EXPERTS not in dim]
+    return f"{name}: {'; '.join(said)}" if said else ""
 
 
 __all__ = ["Choice", "Shrunk", "replay", "shrink"]

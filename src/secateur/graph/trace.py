@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from secateur.graph.modes import who_asks_for_the_mode
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.record import Leaf, Op, Recorder
 from secateur.graph.rules import RULES, Rules
+from secateur.graph.spread import passes_to_reach_all
 from secateur.graph.state import preserved
 
 _MOST_SEARCHES = 64
@@ -60,7 +60,8 @@ def trace(
 
     Where Python reads truth values or numbers from tensors, the forward may have branches: each is recorded too, with
     the answer turned round, unless it raises an error; and as long as there are parameters that no recording has used,
-    several answers at a time. One more recording is made in training mode, for what only that does (auxiliary
+    several answers at a time. Where a router may choose from a list of modules, further recordings give every entry
+    something to do. One more recording is made in training mode, for what only that does (auxiliary
     classifiers), unless nothing but PyTorch's own layers asks for the mode.
 
     Args:
@@ -77,6 +78,7 @@ def trace(
     ledger = Ledger()
     first = Recorder(ledger, rules, exact=exact)
     first.add_leaves(model)
+    ledger.mentions.watch(model)
     taken: list[Example] = []
     asked: set[str] = set()
 
@@ -85,7 +87,7 @@ def trace(
         mode.adopt(first.leaves)
         return mode
 
-    def record(mode: Recorder, example: Example) -> list[Any]:
+    def record(mode: Recorder, example: Example) -> ScalarReads:
         reads = _record(model, mode, example, asked)
         first.note(mode)
         taken.append(example)
@@ -98,6 +100,9 @@ def trace(
         near = other_ways(example, reads)
         ways += near[:MOST_WAYS]
         later += near[MOST_WAYS:] + other_ways(example, reads, far=True)
+    for spread in range(1, passes_to_reach_all(first.ops, ledger) + 1):
+        with suppress(GraphError):
+            record(another(), replace(examples[0], spread=spread))
     for _ in range(_MOST_SEARCHES):
         if not ways and later and _untouched(first):
             ways.append(later.popleft())
@@ -144,9 +149,10 @@ def _untouched(mode: Recorder) -> bool:
     return any(leaf.kind == "parameter" and i not in mode.touched for i, leaf in enumerate(mode.leaves))
 
 
-def _record(model: nn.Module, mode: Recorder, example: Example, asked: set[str]) -> list[Any]:
+def _record(model: nn.Module, mode: Recorder, example: Example, asked: set[str]) -> ScalarReads:
     """Record one forward; return the scalars that Python read from tensors, and add who asked for the mode."""
-    reads = ScalarReads()
+    reads = ScalarReads(stack=mode.stack)
+    mode.spread = example.spread
     quiet = quiet_forward(model, training=example.training)
     with preserved(model), quiet, module_stack(model, mode.stack), mode, reads:
         with who_asks_for_the_mode() as here:
@@ -161,4 +167,4 @@ def _record(model: nn.Module, mode: Recorder, example: Example, asked: set[str])
             f"the forward returns {type(out).__name__} without a tensor in it, so nothing of it could be compared; "
             "return the results as tensors, in any container or object"
         )
-    return reads.reads
+    return reads

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.graph.changes import slice_tensor
 from secateur.graph.record import Leaf
@@ -211,7 +211,8 @@ def in_float64(leaves: Sequence[Leaf]) -> Iterator[list[Tensor]]:
     """Make new tensors float64, and the model's own tensors look it.
 
     Python code and composite operators compare dtypes before any operator is dispatched. Each leaf therefore stands
-    for a float64 tensor of its shape that takes no memory; its values are put in where an operator uses it.
+    for a float64 tensor of its shape that takes no memory; its values are put in where an operator uses it. A forward
+    that brings a module to a dtype first (a router to float32) finds nothing to do, as it does outside.
 
     Yields:
         What the model's tensors hold meanwhile.
@@ -219,6 +220,8 @@ def in_float64(leaves: Sequence[Leaf]) -> Iterator[list[Tensor]]:
     before = torch.get_default_dtype()
     held = [leaf.tensor.data for leaf in leaves]
     torch.set_default_dtype(torch.float64)
+    apply = nn.Module._apply
+    nn.Module._apply = lambda module, *_args, **_kwargs: module  # type: ignore[method-assign]
     try:
         for leaf in leaves:
             wide = wide_of(leaf.tensor)
@@ -230,4 +233,5 @@ def in_float64(leaves: Sequence[Leaf]) -> Iterator[list[Tensor]]:
         for leaf, data in zip(leaves, held, strict=True):
             if wide_of(data) is not None and data.layout == torch.strided:
                 leaf.tensor.data = data
+        nn.Module._apply = apply  # type: ignore[method-assign]
         torch.set_default_dtype(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from secateur.graph.model import has_storage, module_stack, quiet_forward
 from secateur.graph.outputs import fixed_outputs
 from secateur.graph.record import Leaf, Recorder
 from secateur.graph.rules import Rules
+from secateur.graph.spread import spreading
 from secateur.graph.state import preserved
 from secateur.graph.values import LOOKUP, Float64, Probe, in_float64
 from secateur.graph.watch import Watch
@@ -153,11 +154,11 @@ class Reference(Recorder):  # type: ignore[no-untyped-call]
             bound = bind(func, new_args, new_kwargs)
             kept = self._kept(flat_tensors((args, kwargs))[0])
             if kept:
-                out = COMPACT[name](func, bound, kept)
+                out = COMPACT[name](spreading(func, self.spread), bound, kept)
                 if out is not None:
                     self.normalised[name] = self.normalised.get(name, 0) + 1
                     return out
-        return compute(func, new_args, new_kwargs)
+        return compute(spreading(func, self.spread), new_args, new_kwargs)
 
     def escape(self, tensor: Tensor, how: str) -> Tensor:
         """Return the values that Python code should read."""
@@ -183,10 +184,12 @@ class Small(Decomposing):
         kept: Kept indices.
         probe: Values.
         held: What the pruned model's tensors hold.
+        spread: See :class:`~secateur.graph.examples.Example`.
     """
 
-    def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe, held: Sequence[Tensor]) -> None:
+    def __init__(self, leaves: list[Leaf], kept: Kept, probe: Probe, held: Sequence[Tensor], spread: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._spread = spread
         self._index: dict[int, int] = {}
         self._leaves, self._kept, self._probe, self._held = leaves, kept, probe, held
         self._buffers: dict[int, Tensor] = {}
@@ -240,12 +243,12 @@ class Small(Decomposing):
             if index >= 0 and not self._probe.changed(index) and self._leaves[index].kind != "buffer":
                 return self._values.look_up(func, self._held[index], args, kwargs, self._leaf_value)
         new_args, new_kwargs = self._values.promote(func, args, kwargs, self._leaf_value)
-        return compute(func, new_args, new_kwargs)
+        return compute(spreading(func, self._spread), new_args, new_kwargs)
 
 
-def compute(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def compute(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator in float64, also where PyTorch has no kernel for it."""
-    if op_name(func) == "aten::_grouped_mm":
+    if isinstance(func, torch._ops.OpOverload) and op_name(func) == "aten::_grouped_mm":
         bound = bind(func, args, kwargs)
         a, b, ends = bound["self"], bound["mat2"], bound["offs"].tolist()
         if a.dtype == torch.float64 and a.dim() == 2 and b.dim() == 3:
@@ -273,6 +276,7 @@ def run_reference(
     for example in examples:
         with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves):
             mode = Reference(leaves, removed, probe, rules)
+            mode.spread = example.spread
             with module_stack(model, mode.stack), mode:
                 out = example.double().run(model)
         outputs.append(fixed_outputs(out))
@@ -296,7 +300,7 @@ def run_small(
             preserved(model),
             quiet_forward(model, training=example.training),
             in_float64(leaves) as held,
-            Small(leaves, kept, probe, held),
+            Small(leaves, kept, probe, held, example.spread),
         ):
             out = example.double().run(model)
         outputs.append(fixed_outputs(out))

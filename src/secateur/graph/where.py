@@ -41,13 +41,17 @@ def first_difference(
 
     The model is sliced on entry and on exit.
     """
+    left = {id(m) for m in model.modules()}
+    undo.revert()
     names = {id(m): n for n, m in model.named_modules()}
+    gone = {name for key, name in names.items() if key not in left}
+    undo.add(plan.apply_(model).revert)
     for example in examples:
         small: list[Print] = []
         with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves) as held:
             handle = register_module_forward_hook(_printer(names, small, None))
             try:
-                with Small(leaves, plan.kept, probe, held):
+                with Small(leaves, plan.kept, probe, held, example.spread):
                     example.double().run(model)
             except Exception:  # noqa: BLE001 - the place it stopped is the answer
                 pass
@@ -57,6 +61,7 @@ def first_difference(
         dense: list[Print] = []
         with preserved(model), quiet_forward(model, training=example.training), in_float64(leaves):
             mode = Reference(leaves, removed, probe, rules)
+            mode.spread = example.spread
             handle = register_module_forward_hook(_printer(names, dense, _gatherer(mode, removed)))
             try:
                 with module_stack(model, mode.stack), mode:
@@ -65,6 +70,7 @@ def first_difference(
                 handle.remove()
         again = plan.apply_(model)
         undo.add(again.revert)
+        dense = [print_ for print_ in dense if print_[0] not in gone]
         for ours, theirs in zip(small, dense, strict=False):
             if ours[0] != theirs[0]:
                 return theirs[0]

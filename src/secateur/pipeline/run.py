@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ from secateur.pipeline.repair import repair_batch_norm, repairs_batch_norm
 from secateur.pipeline.tasks import TASKS, Task, evaluate, loss_of
 from secateur.pruner import Pruner
 from secateur.recipe import Recipe
-from secateur.types import Masks, PruneReport
+from secateur.scores import watches_training, with_path
+from secateur.stats import PathIntegral
+from secateur.types import Masks, PruneReport, Statistic
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,9 @@ class Runner:
         self.position = Position()
         self.optimizer: Optimizer | None = None
         self.press = Press(recipe, model, lambda: self._sample("penalty", 1))
+        self.trajectory = PathIntegral(model) if watches_training(self.method.score) else None
+        if self.trajectory is not None:
+            self.method = replace(self.method, score=with_path(self.method.score, self.trajectory))
         self.pruner = Pruner(
             model,
             self.method,
@@ -160,8 +165,9 @@ class Runner:
         )
 
     def _example_inputs(self) -> tuple[Any, ...] | None:
-        """Return one sample where the target counts MACs or units must be followed through the network."""
+        """Return one sample where the target, the pattern or the score must see a forward pass."""
         wanted = self.method.goal.kind == "macs" or isinstance(self.method.pattern, Channel)
+        wanted |= any(isinstance(n, Statistic) and "example_inputs" in n.uses for n in self.method.score.needs)
         return (self._sample("macs", 1),) if wanted else None
 
     def _check_last_batch(self) -> None:
@@ -209,12 +215,11 @@ class Runner:
             self.run_stage(self.stages[self.position.stage])
             self.position.stage, self.position.epoch, self.position.batch = self.position.stage + 1, 0, 0
             self.optimizer = None
-            self.press.end()
-            self.pruner.detach()  # or every round's optimizer would live on in the pruner
+            self._detach()  # or every round's optimizer would live on in the pruner
             self._checkpoint()
         if not self.pruner.finished:
             raise AssertionError("Plan.check lets no unfinished schedule through")
-        self.pruner.detach()
+        self._detach()
         apply_masks_(self.model, self.pruner.masks)
         return finish(self, seconds=time.monotonic() - self.began, command=command)
 
@@ -269,13 +274,24 @@ class Runner:
                 restore_rng(saved["rng"])
                 self.position.batch = first.batch
                 self.position.loss_sum, self.position.seen = saved["sums"]
+            if self.trajectory is not None:
+                self.trajectory.restart()  # the way from here on is another one
         self._attach(stage)
         if stage.kind == "retrain" and self.pruner.finished:
             self.pruner.restart()  # where an ablation asks: rewinding has just brought the old weights back
 
     def _attach(self, stage: Stage) -> None:
-        self.press.begin(stage.kind, self._live_optimizer())
-        self.pruner.attach(self._live_optimizer())  # after the penalty: the masks have the last word
+        optimizer = self._live_optimizer()
+        self.press.begin(stage.kind, optimizer)
+        if self.trajectory is not None:
+            self.trajectory.attach(optimizer)
+        self.pruner.attach(optimizer)  # after the penalty: the masks have the last word
+
+    def _detach(self) -> None:
+        self.press.end()
+        if self.trajectory is not None:
+            self.trajectory.detach()
+        self.pruner.detach()
 
     def _epoch(self, stage: Stage) -> None:
         position, optimizer = self.position, self._live_optimizer()
@@ -386,6 +402,8 @@ class Runner:
             "rng": capture_rng(),
             "threads": torch.get_num_threads(),
         }
+        if self.trajectory is not None:
+            tree["trajectory"] = self.trajectory.state_dict()
         save_tree(self.directory / CHECKPOINT, tree)
 
     def _restore(self) -> None:
@@ -397,6 +415,8 @@ class Runner:
         self.model.load_state_dict(with_versions(self.model, tree["model"]))
         self.pruner.load_state_dict(tree["pruner"])
         self.press.load_state_dict(tree.get("penalty"))
+        if self.trajectory is not None:
+            self.trajectory.load_state_dict(tree["trajectory"])
         if tree["optimizer"] is not None:
             options = self.recipe.train.optimizer
             self.optimizer = build_optimizer(self.model, options.name, options.options)

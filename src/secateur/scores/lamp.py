@@ -9,31 +9,35 @@ from torch import Tensor
 
 from secateur.scores.coupled import Coupled
 from secateur.scores.magnitude import Magnitude
-from secateur.types import GroupView, Need, Stats
+from secateur.types import GroupView, Need, Stats, Tensors
 
 
 @dataclass(frozen=True)
 class Lamp:
-    r"""Layer-adaptive magnitude, on whole units: the squared score over the sum of those that outlive it.
+    r"""Layer-adaptive magnitude: the squared score over the sum of those that outlive it.
 
-    With :math:`s_u` the inner score of unit :math:`u`, and the units of a group in the order in which they would go:
+    With :math:`s_u` the inner score of weight :math:`u`, or of a whole unit of a coupled group, and those of a layer or
+    group in the order in which they would go:
 
     .. math:: S_u = \frac{s_u^2}{\sum_{v \succeq u} s_v^2}
 
-    The order within a group is that of the inner score. Across groups, ranked globally, it weighs a unit against what
-    its own group would have left: the largest unit of every group scores 1, so that no group is emptied, and no group
-    is favoured for the scale of its weights.
+    The order within a layer is that of the inner score. Across layers, ranked globally, it weighs a weight against what
+    its own layer would have left: the largest of every layer scores 1, so that no layer is emptied, and none is
+    favoured for the scale of its weights. Use it with the global allocation; layerwise it ranks as the inner score.
 
-    Of equal units the one with the lowest index goes first, and its score counts all the others as outliving it; the
-    paper's elementwise form does the same with any order of ties.
+    Of equals the one with the lowest index goes first, and its score counts all the others as outliving it; the
+    authors' code gives them one score, which is less than 1 for a layer whose largest weights are equal.
 
     Args:
-        score: The inner score: root mean square of everything that a unit owns, unless given.
+        score: The inner score of units: root mean square of everything that a unit owns, unless given. Single weights
+            take the element score inside it, the magnitude.
 
     Example:
         >>> from secateur.types import MemberView, Need
         >>> group = GroupView("fc", 3, (MemberView("fc@0", "out", torch.tensor([[2.0], [1.0], [2.0]])),))
         >>> [round(s, 3) for s in Lamp().units(group, {}).tolist()]
+        [0.5, 0.111, 1.0]
+        >>> [round(s, 3) for s in Lamp()({"w": torch.tensor([2.0, 1.0, 2.0])}, {})["w"].tolist()]
         [0.5, 0.111, 1.0]
 
     References:
@@ -53,7 +57,15 @@ class Lamp:
         inner = self.score.units(group, stats)
         if inner is None:
             return None
-        # Float64: sums of many float32 squares would lose the small ones.
-        square, order = inner.double().square().sort(stable=True)
-        outlive = square.flip(0).cumsum(0).flip(0)
-        return torch.empty_like(square).scatter(0, order, square / outlive.clamp_min(1e-300))
+        return _over_survivors(inner)
+
+    def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
+        """Return one score per element, float64, each layer by itself."""
+        return {n: _over_survivors(s.flatten()).view_as(s) for n, s in self.score.score(weights, stats).items()}
+
+
+def _over_survivors(scores: Tensor) -> Tensor:
+    # Float64: sums of many float32 squares would lose the small ones.
+    square, order = scores.double().square().sort(stable=True)
+    outlive = square.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(square).scatter(0, order, square / outlive.clamp_min(1e-300))

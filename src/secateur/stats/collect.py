@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from secateur.errors import MissingStatsError
 from secateur.stats.gradients import collect_gradients
+from secateur.stats.trajectory import HOW
 from secateur.types import Need, Source, Statistic, Stats
 
 STATISTICS = frozenset({"gradient", "absolute_gradient"})
@@ -43,6 +44,8 @@ def check_needs(
         "batches": "batches=[...]",
         "example_inputs": "example_inputs=(x,), what one forward pass takes",
     }
+    if any(isinstance(n, Statistic) and "trajectory" in n.uses for n in wanted):
+        raise MissingStatsError(f"{who} looks at what training did: {HOW}")
     missing = {use for n in wanted if isinstance(n, Statistic) for use in n.uses if not given[use]}
     if missing:
         raise MissingStatsError(f"{who} has nothing to look at: pass {' and '.join(how[m] for m in sorted(missing))}")

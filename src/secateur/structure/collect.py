@@ -17,8 +17,9 @@ from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect_products
 from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats.trajectory import HOW
 from secateur.structure.readers import Reader, readers_of
-from secateur.structure.views import role_of, rows_of
+from secateur.structure.views import names_reached, owned_by, role_of, rows_of
 from secateur.types import GroupScore, Need, OutputScore, Source, Statistic, Stats, Tensors
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -28,8 +29,12 @@ UNIT_STATISTICS = frozenset({"unit_product", "unit_product_square", "unit_produc
 
 ELEMENT_STATISTICS = frozenset({"gradient", "absolute_gradient"})
 
-PRODUCT_STATISTICS = frozenset({"activation_product", "activation_product_square", "activation_product_absolute"})
-"""Sums of activation times gradient over what reads a unit, per sample."""
+PRODUCT_STATISTICS = frozenset(
+    {"activation_product", "activation_product_square", "activation_product_absolute", "activation_product_recent"}
+)
+"""Sums of activation times gradient over what reads a unit, per sample; the recent one favours the latest batches."""
+
+RECENT = "activation_product_recent"
 
 CENTRED = "centred_product_square"
 """The same, squared, with activations counted from their mean."""
@@ -119,6 +124,8 @@ def check_needs(score: GroupScore, loss_fn: LossFn | None, batches: Batches | No
         _given(score, batches)
     if "loss" in uses:
         _needed(score, loss_fn)
+    if "trajectory" in uses:
+        raise MissingStatsError(f"{score} looks at what training did: {HOW}")
     by_loss = UNIT_STATISTICS | ELEMENT_STATISTICS
     if not isinstance(score, OutputScore):
         by_loss |= PRODUCT_STATISTICS | {CENTRED}
@@ -261,6 +268,9 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
         count += samples
         for name, product in products.of_batch(samples, found, out.silent):
             p = product * (samples if per_sample else 1)
+            if RECENT in needs:
+                old = sums[RECENT].get(name, torch.zeros_like(p[0]))
+                sums[RECENT][name] = 0.8 * old + 0.2 * p.mean(0)
             for need, total in (
                 ("activation_product", p.sum(0)),
                 ("activation_product_absolute", p.abs().sum(0)),
@@ -273,7 +283,8 @@ def _products(out: Collected, products: _Products, loss_fn: LossFn | None, data:
         if group.name not in products.reached:
             out.silent.setdefault(group.name, _UNREACHED)
     for need, table in sums.items():
-        out.stats[need] = {n: v / count for n, v in table.items() if n not in out.silent}
+        share = 1 if need == RECENT else count
+        out.stats[need] = {n: v / share for n, v in table.items() if n not in out.silent}
 
 
 def _scalar(score: GroupScore, loss_fn: LossFn | None) -> tuple[Callable[[nn.Module, Any, int], Tensor], bool]:
@@ -317,17 +328,26 @@ def _elements(
     model: nn.Module, coupling: Coupling, need: Statistic, loss_fn: LossFn | None, batches: Batches | None
 ) -> dict[str, Tensor]:
     """Return a statistic of single weights as rows per unit."""
-    reached = {m.name for g in coupling.groups for m in g.members}
-    parameters = {n: p for n, p in model.named_parameters() if n in reached}
+    parameters = _reached(model, coupling)
     first = coupling.trace.examples[0]
     data = None if batches is None else (lambda: batches() if callable(batches) else batches)
     found = need.collect(Source(model, parameters, loss_fn, data, first.args))
-    return {
+    out = {
         f"{m.name}@{m.dim}": rows_of(found[m.name], m, g.units).double().cpu()
         for g in coupling.groups
         for m in g.members
         if m.name in found
     }
+    for own in (own for group in coupling.groups for own in owned_by(model, group)):
+        rows = own.rows(found)
+        if rows is not None:
+            out[own.key] = rows.double().cpu()
+    return out
+
+
+def _reached(model: nn.Module, coupling: Coupling) -> dict[str, nn.Parameter]:
+    reached = names_reached(model, coupling.groups)
+    return {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in reached}
 
 
 def _gradients(
@@ -338,8 +358,7 @@ def _gradients(
     loss_fn: LossFn,
     batches: Callable[[], Iterable[Any]],
 ) -> dict[str, dict[str, Tensor]]:
-    reached = {m.name for g in coupling.groups for m in g.members}
-    parameters = {n: p for n, p in model.named_parameters() if n in reached}
+    parameters = _reached(model, coupling)
     sums: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
     count = 0
     frozen = [p for p in parameters.values() if not p.requires_grad]
@@ -375,13 +394,17 @@ def _add(
             if member.name not in gradients:
                 continue
             gradient = rows_of(gradients[member.name], member, group.units).double().cpu()
-            key = f"{member.name}@{member.dim}"
-            for need, value in (("gradient", gradient), ("absolute_gradient", gradient.abs())):
-                if need in sums:
-                    sums[need][key] = sums[need][key] + value if key in sums[need] else value
+            _add_elements(sums, f"{member.name}@{member.dim}", gradient)
             if UNIT_STATISTICS & sums.keys() and member.dim in _making_dims(model, coupling, member.name):
                 weights = rows_of(parameters[member.name], member, group.units).double().cpu()
                 product += (gradient * weights).sum(1)
+        for own in owned_by(model, group):
+            rows, weights_of = own.rows(gradients), own.rows(parameters)
+            if rows is not None and weights_of is not None:
+                if rows.shape != weights_of.shape:  # some module had no gradient: the widest one, perhaps
+                    rows = nn.functional.pad(rows, (0, weights_of.shape[1] - rows.shape[1]))
+                _add_elements(sums, own.key, rows.double().cpu())
+                product += (rows.double() * weights_of.double()).sum(1).cpu()
         for need, value in (
             ("unit_product", product),
             ("unit_product_square", product.square()),
@@ -389,6 +412,12 @@ def _add(
         ):
             if need in sums:
                 sums[need][group.name] = sums[need].get(group.name, torch.zeros_like(value)) + value
+
+
+def _add_elements(sums: dict[str, dict[str, Tensor]], key: str, gradient: Tensor) -> None:
+    for need, value in (("gradient", gradient), ("absolute_gradient", gradient.abs())):
+        if need in sums:
+            sums[need][key] = sums[need][key] + value if key in sums[need] else value
 
 
 def _making_dims(model: nn.Module, coupling: Coupling, name: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
 from secateur.graph.groups import Group
 from secateur.structure.views import rows_of
-from secateur.types import GroupView, Masks, MemberView, Stats, Tensors
+from secateur.types import GroupView, Masks, MemberView, Statistic, Stats, Tensors
 
 _BY_ELEMENT = ("gradient", "absolute_gradient")
 
@@ -71,7 +71,7 @@ class Cut:
         narrowed: dict[str, Tensors] = {}
         for need, table in stats.items():
             own_rows = {key: rows[live] for key, rows in table.items() if key == group.name or key in columns}
-            if need in _BY_ELEMENT:
+            if need in _BY_ELEMENT or isinstance(need, Statistic):
                 own_rows = {key: rows[:, columns[key]] for key, rows in own_rows.items()}
             narrowed[need] = own_rows
         return GroupView(view.name, int(live.sum()), tuple(members)), narrowed

@@ -214,7 +214,7 @@ def _check(small: nn.Module, dense: nn.Module, plan: Plan) -> None:
     """Refuse a small model that is not the dense one cut by the plan and nothing else."""
     plan.check(dense)
     if plan.drops:
-        raise PlanError("the plan removes whole layers, which leave no constant behind in those that stay")
+        raise PlanError("the plan takes whole modules out, which leave no constant behind in those that stay")
     if class_name(small) != class_name(dense):
         raise PlanError(f"the shrunk model is a {class_name(small)}, the dense one a {class_name(dense)}")
     own = {n: t for names, t, _ in owned_tensors(small) for n in names}

@@ -15,7 +15,7 @@ from secateur.graph.trace import trace
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.structure.inputs import split_inputs
-from secateur.structure.report import explain
+from secateur.structure.report import explain, members_of
 from secateur.types import GroupReport
 
 
@@ -99,6 +99,4 @@ def _find(model: nn.Module, example_inputs: Any, exact: bool) -> Groups:
 
 
 def _reports(coupling: Coupling) -> tuple[GroupReport, ...]:
-    return tuple(
-        GroupReport(g.name, g.units, g.units, tuple(f"{m.name}[{m.dim}]" for m in g.members)) for g in coupling.groups
-    )
+    return tuple(GroupReport(g.name, g.units, g.units, members_of(g)) for g in coupling.groups)

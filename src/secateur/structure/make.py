@@ -27,9 +27,9 @@ from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
 from secateur.structure.inputs import Inputs, split_inputs
 from secateur.structure.layers import Shortened, plan_and_shorten
-from secateur.structure.report import ShrinkReport
+from secateur.structure.report import ShrinkReport, members_of
 from secateur.structure.scoring import as_group_score, unit_scores
-from secateur.structure.views import role_of
+from secateur.structure.views import owned_by, role_of
 from secateur.targets import Target
 from secateur.types import GroupReport
 
@@ -165,7 +165,9 @@ def with_config(
     Returns:
         The same with the edits of the configuration in its plan; why it cannot express the result, if so.
     """
-    edits, obstacle = update_config(model, before, inputs, shrunk.undo)
+    anew = tuple(f"{drop.container}." for drop in shrunk.plan.drops)  # names there are others' now
+    stable = {name: shape for name, shape in before.items() if not name.startswith(anew)}
+    edits, obstacle = update_config(model, stable, inputs, shrunk.undo)
     return replace(shrunk, plan=replace(shrunk.plan, edits=(*shrunk.plan.edits, *edits))), obstacle
 
 
@@ -209,10 +211,7 @@ def report_of(shrunk: Shrunk, skipped: dict[str, str]) -> ShrinkReport:
 
 def groups_left(coupling: Coupling, removed: Removed) -> tuple[GroupReport, ...]:
     """Return, group by group, how many units stay."""
-    return tuple(
-        GroupReport(g.name, g.units, int((~removed[g.ids]).sum()), tuple(f"{m.name}[{m.dim}]" for m in g.members))
-        for g in coupling.groups
-    )
+    return tuple(GroupReport(g.name, g.units, int((~removed[g.ids]).sum()), members_of(g)) for g in coupling.groups)
 
 
 class Chooser:
@@ -304,7 +303,9 @@ class Chooser:
         shapes = {leaf.name: leaf.axes.shape for leaf in coupling.trace.leaves}
         for group in coupling.groups:
             roles = [(m.name, role_of(self._model, m.name, m.dim, shapes[m.name])) for m in group.members]
+            own = [name for owned in owned_by(self._model, group) for name in owned.names if name is not None]
             names = [name for name, role in roles if role == "out"] or [name for name, _ in roles]
+            names += own
             # A norm or a bias that is to stay keeps its channels, too; a layer that only reads them does not.
             kept = {*names, *(name for name, role in roles if role in ("norm", "bias"))}
             if method.include and not any(matches(n, method.include) for n in names):

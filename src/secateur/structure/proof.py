@@ -11,6 +11,7 @@ from secateur.errors import GraphError, PlanError
 from secateur.graph.axes import Axes
 from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
+from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example, unseen
 from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.outputs import fixed_outputs
@@ -60,7 +61,7 @@ def verify(dense: nn.Module, small: nn.Module, example_inputs: Any, plan: Plan |
     with outside_fake_mode():
         if not all_have_values([*dense.parameters(), *small.parameters()]):
             return _by_shapes(dense, small, example, plan)
-        if plan.drops:
+        if plan.drops and not plan.kept:
             return prove_bypassed(dense, small, example, blocks_of(dense, plan, example))
         return _by_values(dense, small, example, plan)
 
@@ -81,11 +82,15 @@ def _by_values(dense: nn.Module, small: nn.Module, example: Example, plan: Plan)
     reference: list[list[Any]] = []
     normalised: dict[str, int] = {}
     made_up = unseen(example)
-    for tried in (*recorded.examples, made_up):
+    known = list(recorded.examples)
+    if plan.drops:
+        coupling = Coupling(recorded, unit="expert")
+        known = [seen for seen in known if coupling.comparable(seen)]
+    for tried in (*known, made_up):
         try:
             (outputs,), counts, _ = run_reference(dense, [tried], recorded.leaves, removed, probe, RULES)
         except GraphError:
-            if tried is not made_up and not tried.turns:
+            if tried is not made_up and not tried.turns and not tried.spread:
                 raise
             continue  # a guard that raises is no branch, and some models refuse made-up inputs
         examples.append(tried)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from secateur.graph.groups import Group
 from secateur.graph.plan import Plan
 from secateur.graph.verify import Proof
 from secateur.types import GroupReport
@@ -82,11 +83,21 @@ class ShrinkReport:
         return "\n".join(lines)
 
 
+def members_of(group: Group) -> tuple[str, ...]:
+    """Return what goes with a group's units: dimensions of tensors, and whole modules."""
+    dims = tuple(f"{m.name}[{m.dim}]" for m in group.members)
+    return dims + tuple(entry for entries in group.owned for entry in entries)
+
+
 def explain(groups: tuple[GroupReport, ...], skipped: Mapping[str, str], name: str) -> str:
     """Describe the groups that a layer takes part in."""
     lines = []
     for group in groups:
-        touched = [m for m in group.members if m.partition("[")[0] == name or m.startswith(f"{name}.")]
+        touched = [
+            m
+            for m in group.members
+            if m.partition("[")[0] == name or m.startswith(f"{name}.") or name.startswith(f"{m}.")
+        ]
         if group.name == name or touched:
             why = f", left whole: {skipped[group.name]}" if group.name in skipped else ""
             lines.append(f"{group.name}: {group.kept} of {group.units} units stay{why}; goes with it: "

@@ -22,7 +22,7 @@ from secateur.select import check_scores
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches, Collected, collect
 from secateur.structure.cut import Cut
-from secateur.structure.views import group_view, role_of
+from secateur.structure.views import Owned, group_view, names_reached, owned_by, role_of
 from secateur.types import GroupScore, Pattern, Score, UnitPattern
 
 
@@ -61,8 +61,7 @@ def unit_scores(
         SelectionError: When a score is not finite.
     """
     known = dict(model.named_parameters(remove_duplicate=False))  # afresh: training may have replaced a tensor
-    reached = {m.name for g in coupling.groups for m in g.members if m.name in known}
-    values = {name: known[name].detach() for name in reached}
+    values = {name: known[name].detach() for name in names_reached(model, coupling.groups) if name in known}
     removed = np.zeros(coupling.units, dtype=bool) if removed is None else removed
     if not all_have_values(values.values()):
         return np.zeros(coupling.units), {}  # no values to score: the lowest indices go
@@ -132,4 +131,17 @@ class _Coupled:
             left = self._cut.left(member.name)
             beside = math.prod(len(left.get(d, range(n))) for d, n in enumerate(shape) if d != member.dim)
             partials.append((merged, picked.shape[1] * beside))
+        partials += [part for own in owned_by(self._model, group) if (part := self._of_modules(own, live)) is not None]
         return self._score.combined(partials)
+
+    def _of_modules(self, own: Owned, live: Tensor) -> tuple[Tensor, int] | None:
+        """Score one parameter of the modules that go with units, module by module."""
+        names = [name for name in own.names if name is not None and name in self._values]
+        if not names or (self._score.over != "all" and self._score.over != own.role):
+            return None
+        out = torch.zeros(len(own.names), dtype=torch.float64, device="cpu")
+        for unit, name in enumerate(own.names):
+            if name is not None and name in self._values:
+                elements = self._score.score({name: self._values[name]}, {})[name].flatten()
+                out[unit] = self._score.partial(elements, [0]).cpu()
+        return out[live], max(self._values[name].numel() for name in names)

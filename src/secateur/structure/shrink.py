@@ -128,7 +128,7 @@ def _shrink(
     args, kwargs = split_inputs(example_inputs)
     if isinstance(what, Plan):
         refuse_unsupported(model)
-        if what.drops:
+        if what.drops and not what.kept:
             return replay_drops(model, what, example_inputs)
         shrunk = replay(model, what, args, kwargs)
         return shrunk, replace(report_of(shrunk, {}), plan=what)

@@ -10,6 +10,7 @@ from secateur.graph.axes import Axes, Part
 from secateur.graph.calls import Call
 from secateur.graph.rules._registry import rule
 from secateur.graph.rules.norm import normalise
+from secateur.graph.spread import CHOICES
 
 
 def _dims(call: Call, rank: int) -> list[int]:
@@ -49,7 +50,7 @@ def statistic(call: Call) -> None:
 @rule("max", "min", "argmax", "argmin", "prod", "logsumexp", "any", "all", "median", "nanmedian",
       "mode", "kthvalue", "aminmax", "count_nonzero")  # fmt: skip
 def choice(call: Call) -> None:
-    """An extreme or a position: the reduced dimensions are fixed."""
+    """An extreme or a position: the reduced dimensions are fixed, unless the highest is an expert."""
     axes = call.axes(call.first)
     rank = len(axes.shape)
     if isinstance(call["other"], Tensor):  # the binary forms of max and min
@@ -57,9 +58,16 @@ def choice(call: Call) -> None:
             call.put(out, call.ledger.combine([call.axes(t) for t in call.tensors()], out.shape))
         return
     dims = _dims(call, rank)
+    labels = None
     for dim in dims:
-        call.ledger.drop(axes, dim)
+        if call.name in CHOICES and call["dim"] is not None:
+            labels = call.ledger.contest(axes, dim)
+        else:
+            call.ledger.drop(axes, dim)
     _reduced(call, axes, dims, keep=call.result.dim() == rank)
+    if labels is not None:
+        call.ledger.chosen.append((labels, 1, call.ledger.where))
+        call.axes(call.outputs()[-1]).numbers = labels
 
 
 @rule("topk")

@@ -164,10 +164,12 @@ def _live(parts: list[Part]) -> list[Part]:
 
 @rule("unbind")
 def unbind(call: Call) -> None:
-    """Every index by itself: the dimension is fixed."""
+    """Every index by itself: the dimension is fixed, unless it counts experts."""
     axes = call.axes(call.first)
     dim = call["dim"] % len(axes.shape)
-    call.ledger.drop(axes, dim)
+    labels = call.ledger.contest(axes, dim)
+    if labels is not None:
+        call.mention(labels, None)
     for piece in call.outputs():
         call.put(piece, Axes(piece.shape, _without(axes, dim)))
 
@@ -188,6 +190,7 @@ def select(call: Call) -> None:
     out = Axes(call.result.shape, _without(axes, dim))
     if part is not None:  # the values may never be used: code takes an index for its shape
         out.owed.append((part.labels, call.ledger.where))
+        call.mention(part.labels, call["index"] % part.labels.size)
         if call.number_read is not None and call.number_read[0] == call["index"]:
             numbers = call.number_read[1]
             if part.labels.size <= numbers.size:
@@ -210,6 +213,8 @@ def slice_(call: Call) -> None:
         start = min(max(given + size if given < 0 else given, 0), size)
         step = call["step"] or 1
         run = call.ledger.slice(labels, start, min(start + out.shape[dim] * step, size), step)
+        if out.shape[dim] == 1:
+            call.mention(labels, start)
         if out.shape[dim] == 1 and given not in (0, -1):  # its place changes with what goes before it
             result.owed.append((labels, call.ledger.where))
         result.parts += _live([Part([dim], run)])

@@ -1,0 +1,54 @@
+"""What keeps gradients flowing, before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from secateur.scores._wide import wide
+from secateur.stats.curvature import HessianGradient
+from secateur.types import Need, Stats, Tensors
+
+
+@dataclass(frozen=True)
+class Grasp:
+    r"""Gradient signal preservation: what the removal takes from the squared norm of the gradient.
+
+    .. math:: S_i = w_i\, (H g)_i, \qquad \|g\|^2 \text{ without } w_i \approx \|g\|^2 - 2\, S_i
+
+    The paper scores :math:`-w \odot Hg` and removes the highest; here as everywhere a high score is kept, so the sign
+    is the other one. Weights whose removal *raises* the gradient's norm go first. Meant for one shot before training,
+    on about ten samples per class, classes balanced. Where the network is piecewise linear and the loss nearly so,
+    :math:`H` is close to zero and the score is noise.
+
+    Args:
+        temperature: The loss sees the model's outputs divided by it; the paper takes 200, for logits. Here 1: the
+            outputs as they are.
+
+    Example:
+        >>> import torch
+        >>> score = Grasp()
+        >>> (need,) = score.needs
+        >>> score({"w": torch.tensor([2.0])}, {need: {"w": torch.tensor([-3.0])}})["w"].tolist()
+        [-6.0]
+
+    References:
+        Chaoqi Wang, Guodong Zhang, Roger Grosse, Picking Winning Tickets Before Training by Preserving Gradient Flow,
+        2020.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        HessianGradient(self.temperature)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The Hessian times the gradient."""
+        return frozenset({HessianGradient(self.temperature)})
+
+    def __call__(self, weights: Tensors, stats: Stats) -> dict[str, Tensor]:
+        """Return the score in float32 or better."""
+        products = stats[HessianGradient(self.temperature)]
+        return {name: wide(w) * products[name] for name, w in weights.items()}
