@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
-  bench-structural-speed bench-efficientnet bench-minilm
+  bench-structural-speed bench-efficientnet bench-minilm bench-obs
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -41,6 +41,9 @@ bench-saliency: $(INSTALLED)
 
 bench-fashion-mnist: $(INSTALLED)
 	$(BIN)/python benchmarks/fashion_mnist.py --jobs 2
+
+bench-obs: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/obs.py
 
 # Model zoos are of no use to the library itself, and are installed without what they depend on, in a place of their own.
 ZOO := .venv-zoo

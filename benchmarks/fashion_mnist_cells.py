@@ -141,6 +141,7 @@ class Run:
             optimizer=optimizer,
             loss_fn=lambda m, index: F.cross_entropy(m(images[index]), labels[index]),
             batches=sample,
+            example_inputs=(images[:1],),
         )
 
 

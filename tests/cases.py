@@ -50,6 +50,9 @@ SCORES = (
     Case("grasp", {"temperature": 200.0}),
     Case("synflow"),
     Case("lamp", {}, {"equivariant": False}),  # of equals, the lowest index goes first
+    Case("optimal_brain_surgeon", {}, {"equivariant": False}),  # it depends on the others of the block
+    Case("optimal_brain_surgeon", {"order": "single", "block": 0}, {"equivariant": False}),
+    Case("optimal_brain_surgeon", {"order": "single", "block": 5, "gradients": "output"}, {"equivariant": False}),
 )
 
 PATTERNS = (
@@ -137,6 +140,12 @@ PARAMETRISATIONS = (
     Case("sr_ste", {"n": 2, "m": 4, "decay": 0.0}),
 )
 
+SOLVERS = (
+    Case("optimal_brain_surgeon"),
+    Case("optimal_brain_surgeon", {"block": 0, "damping": 0.1, "relative": False}),
+    Case("optimal_brain_surgeon", {"block": 5, "gradients": "output"}),
+)
+
 UNIT_PATTERNS = (Case("expert"), Case("layer"))
 
 # Densities for the problems of the laws and of the matrix: every weight needs one.
@@ -211,6 +220,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
+    "solver": SOLVERS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }

@@ -48,8 +48,12 @@ MIDDLE = {
 TOP = {"bench", "cli", "integrations", "contrib", "__main__"}
 
 LEVEL = {name: level for level, names in enumerate((CORE, PARTS, MIDDLE, TOP)) for name in names}
-# The only pairs of parts that may: a figure is counted on the graph, and a score names the statistics it needs.
-BETWEEN_PARTS = {("metrics", "graph"), ("scores", "stats")}
+BETWEEN_PARTS = {
+    ("metrics", "graph"),  # a figure is counted on the graph
+    # A part names the statistic that it needs by an object with options, and reads what that returns.
+    ("scores", "stats"),
+    ("solvers", "stats"),
+}
 ROOT = {"__init__"}  # re-exports, lazily
 
 

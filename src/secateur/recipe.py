@@ -43,6 +43,7 @@ from secateur.recover.retrain import Recovery
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
+from secateur.solvers import SOLVERS
 from secateur.targets import Kind, Target
 from secateur.types import Ablation, ActivityPenalty, Penalty, Score
 
@@ -181,6 +182,7 @@ class PruneSection(Section):
     score: PartField = Part(name="magnitude")
     pattern: PartField = Part(name="unstructured")
     allocate: PartField | None = None
+    solver: PartField | None = None
     schedule: PartField = Part(name="one_shot")
     when: Literal["during", "after"] = "after"
     include: Tuple = ()
@@ -204,6 +206,7 @@ class PruneSection(Section):
             score=build_part(GROUP_SCORES if self.score.name in GROUP_SCORES else SCORES, self.score, "prune.score"),
             pattern=build_part(PATTERNS, self.pattern, "prune.pattern"),
             allocate=None if self.allocate is None else build_part(ALLOCATIONS, self.allocate, "prune.allocate"),
+            solver=None if self.solver is None else build_part(SOLVERS, self.solver, "prune.solver"),
             schedule=build_part(SCHEDULES, self.schedule, "prune.schedule"),
             when=self.when,
             include=self.include,

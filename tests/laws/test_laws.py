@@ -13,6 +13,7 @@ from secateur.recover import DISTILLATIONS
 from secateur.registry import Registry
 from secateur.schedules import SCHEDULES
 from secateur.scores import GROUP_SCORES, SCORES
+from secateur.solvers import SOLVERS
 from secateur.targets import Target
 from secateur.testing import (
     check_ablation,
@@ -25,6 +26,7 @@ from secateur.testing import (
     check_penalty,
     check_schedule,
     check_score,
+    check_solver,
 )
 from secateur.training import DYNAMICS, PARAMETRISATIONS
 from secateur.types import (
@@ -37,6 +39,7 @@ from secateur.types import (
     Pattern,
     Penalty,
     Score,
+    Solver,
     UnitPattern,
 )
 
@@ -50,6 +53,7 @@ REGISTRIES: dict[str, Registry] = {
     "dynamics": DYNAMICS,
     "pattern": PATTERNS,
     "unit pattern": UNIT_PATTERNS,
+    "solver": SOLVERS,
     "allocate": ALLOCATIONS,
     "schedule": SCHEDULES,
 }
@@ -111,6 +115,13 @@ def test_ablation(case: cases.Case) -> None:
     assert isinstance(ablation, Ablation) is not case.notes.get("trains_apart", False)
     if isinstance(ablation, Ablation):
         check_ablation(ablation)
+
+
+@pytest.mark.parametrize("case", cases.SOLVERS, ids=str)
+def test_solver(case: cases.Case) -> None:
+    solver = SOLVERS[case.name](**case.kwargs)
+    assert isinstance(solver, Solver)
+    check_solver(solver)
 
 
 @pytest.mark.parametrize("case", cases.UNIT_PATTERNS, ids=str)

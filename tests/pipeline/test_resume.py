@@ -78,6 +78,11 @@ COUPLED = BASE | {
     },
     "checkpoint": {"every_steps": 2},
 }
+WATCHED = ITERATIVE | {
+    "prune": ITERATIVE["prune"] | {"score": {"name": "karnin"}},
+    "checkpoint": {"every_steps": 2},
+}
+WATCHED_REWOUND = REWOUND | {"prune": REWOUND["prune"] | {"score": {"name": "movement"}}}
 TICKET = BASE | {  # back into the middle of an epoch, with data and dropout that draw from every generator
     "data": {"factory": "tests.pipeline.tiny:noisy", "batch_size": 8},
     "prune": {"target": {"sparsity": 0.6}, "schedule": {"name": "iterative", "rounds": 2}},
@@ -88,11 +93,6 @@ DISTILLED = ITERATIVE | {
     "recover": {"retrain": {"name": "learning_rate_rewinding", "epochs": 2}, "distill": {"weight": 0.7}},
     "checkpoint": {"every_steps": 3},
 }
-WATCHED = ITERATIVE | {
-    "prune": ITERATIVE["prune"] | {"score": {"name": "karnin"}},
-    "checkpoint": {"every_steps": 2},
-}
-WATCHED_REWOUND = REWOUND | {"prune": REWOUND["prune"] | {"score": {"name": "movement"}}}
 RECIPES = {
     "watched": WATCHED,
     "watched rewound": WATCHED_REWOUND,

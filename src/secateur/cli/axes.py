@@ -58,6 +58,7 @@ def axes() -> dict[str, Axis]:
     from secateur.recover import DISTILLATIONS, RECOVERIES, reestimate_bn_, rematch_bn_
     from secateur.schedules import SCHEDULES
     from secateur.scores import GROUP_SCORES, SCORES
+    from secateur.solvers import SOLVERS
     from secateur.targets import Target
     from secateur.training import DYNAMICS, PARAMETRISATIONS
 
@@ -84,6 +85,7 @@ def axes() -> dict[str, Axis]:
             home=("secateur.patterns", "method = secateur.Method(target=target, pattern={})"),
         ),
         Axis("allocate", "how much where", "prune", "allocate", ALLOCATIONS),
+        Axis("solver", "what the surviving weights become", "prune", "solver", SOLVERS),
         Axis("schedule", "when, and how fast", "prune", "schedule", SCHEDULES),
         Axis("ablation", "what a method is robbed of, to see its worth", "prune", "ablate", ABLATIONS),
         Axis("penalty", "what makes weights small during training", "train", "penalty", PENALTIES),

@@ -10,7 +10,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from secateur.cli.axes import TARGETS, Axis, axes, axis_named
 from secateur.cli.docstrings import Docstring, formula, is_formula, is_table, math_to_text, parse, table, to_text
 from secateur.cli.docstrings import to_markdown as paragraph
 from secateur.errors import UnknownNameError, nearest
+from secateur.types import Need
 
 # Values that make an example of a required option.
 _EXAMPLES: Mapping[str, Any] = {
@@ -141,7 +142,7 @@ def card(axis: Axis, name: str) -> Card:
         summary,
         body,
         options,
-        tuple(_needs(factory, options)) if axis.name in ("score", "unit-score") else (),
+        tuple(_needs(factory, options)) if axis.name in ("score", "unit-score", "solver") else (),
         () if foreign else (*doc.raises.values(), *_checks(factory)),
         _recipe(axis, name, options),
         "" if foreign else doc.references,
@@ -199,22 +200,22 @@ def _needs(factory: Callable[..., Any], options: tuple[Option, ...]) -> list[str
     required = {o.name: _EXAMPLES.get(o.name) for o in options if o.required}
     hints = typing.get_type_hints(factory)
     words = {name: typing.get_args(h) for name, h in hints.items() if typing.get_origin(h) is Literal}
-    by_needs: dict[frozenset[Any], list[str]] = {}
+    by_needs: dict[str, list[str]] = {}
     for name, choices in words.items():
-        found: dict[frozenset[Any], list[str]] = {}
+        found: dict[str, list[str]] = {}
         for value in choices:
-            found.setdefault(factory(**{**required, name: value}).needs, []).append(json.dumps(value))
+            found.setdefault(_needed(factory(**{**required, name: value}).needs), []).append(json.dumps(value))
         if len(found) > 1:
             by_needs = {needs: [f"{name} = {values[0]}", *values[1:]] for needs, values in found.items()}
             break
-    by_needs = by_needs or {factory(**required).needs: []}
-    out = []
-    for needs, when in by_needs.items():
-        what = (
-            ", ".join(dict.fromkeys(_need_words(need) for need in sorted(needs, key=repr))) or "nothing but the weights"
-        )
-        out.append(f"{what} ({' or '.join(when)})" if when else what)
-    return out
+    by_needs = by_needs or {_needed(factory(**required).needs): []}
+    return [f"{what} ({' or '.join(when)})" if when else what for what, when in by_needs.items()]
+
+
+def _needed(needs: Iterable[Need]) -> str:
+    """Say what is collected."""
+    words = dict.fromkeys(_need_words(need) for need in sorted(needs, key=repr))
+    return ", ".join(words) or "nothing but the weights"
 
 
 def _example(axis: Axis, option: str) -> Any:

@@ -270,12 +270,12 @@ class Runner:
             apply_masks_(self.model, self.pruner.masks)
             clear_optimizer_state_(self.optimizer, self.model, self.pruner.masks)
             self.press.load_state_dict(saved["penalty"])
+            if self.trajectory is not None:
+                self.trajectory.restart()  # the way from here on is another one
             if first.batch:  # in the middle of an epoch: its dropout and its mean loss go on, too
                 restore_rng(saved["rng"])
                 self.position.batch = first.batch
                 self.position.loss_sum, self.position.seen = saved["sums"]
-            if self.trajectory is not None:
-                self.trajectory.restart()  # the way from here on is another one
         self._attach(stage)
         if stage.kind == "retrain" and self.pruner.finished:
             self.pruner.restart()  # where an ablation asks: rewinding has just brought the old weights back

@@ -18,6 +18,7 @@ from secateur.scores.lamp import Lamp
 from secateur.scores.magnitude import Magnitude
 from secateur.scores.norm_scale import NormScale
 from secateur.scores.optimal_brain_damage import OptimalBrainDamage
+from secateur.scores.optimal_brain_surgeon import OptimalBrainSurgeon
 from secateur.scores.random import Random
 from secateur.scores.sensitivity import Sensitivity
 from secateur.scores.snip import Snip
@@ -38,6 +39,7 @@ SCORES = Registry(
         "grasp": Grasp,
         "synflow": Synflow,
         "lamp": Lamp,
+        "optimal_brain_surgeon": OptimalBrainSurgeon,
     },
 )
 
@@ -73,6 +75,7 @@ __all__ = [
     "Movement",
     "NormScale",
     "OptimalBrainDamage",
+    "OptimalBrainSurgeon",
     "Random",
     "Sensitivity",
     "Snip",

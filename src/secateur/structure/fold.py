@@ -301,7 +301,7 @@ def _fold_of(
     mean, low, high = (seen[f"input_{what}"][name][removed] for what in ("mean", "lowest", "highest"))
     eps = torch.finfo(layer.get_parameter("weight").dtype).eps
     constant = high - low <= _ROUNDING * eps * torch.maximum(low.abs(), high.abs())
-    shift, uneven = _shift(layer, sizes[name], removed, torch.where(constant, (low + high) / 2, mean))
+    shift, uneven = shift_of(layer, sizes[name], removed, torch.where(constant, (low + high) / 2, mean))
     kept = _places(layer, lost.outputs, of_inputs=False)
     return _Fold(replace(row, constant=int(constant.sum()), uneven=uneven), shift[kept])
 
@@ -316,7 +316,7 @@ def _places(layer: nn.Module, indices: NDArray[np.int64], *, of_inputs: bool) ->
     return found
 
 
-def _shift(layer: nn.Module, size: tuple[int, ...], removed: Tensor, values: Tensor) -> tuple[Tensor, float]:
+def shift_of(layer: nn.Module, size: tuple[int, ...], removed: Tensor, values: Tensor) -> tuple[Tensor, float]:
     """Ask the layer itself what constants in some of its inputs add to its outputs.
 
     Returns:

@@ -176,12 +176,17 @@ def check_method(method: Method) -> None:
 
     Raises:
         PatternError: For patterns of single weights.
-        RecipeError: For overrides.
+        RecipeError: For overrides, and solvers.
     """
     if not isinstance(method.pattern, Channel | Expert | Layer):
         raise PatternError(
             "structural pruning removes whole units: the pattern must be Channel, Expert or Layer, got "
             f"{method.pattern}"
+        )
+    if method.solver is not None:
+        raise RecipeError(
+            f"prune.solver {method.solver} moves single weights that stay beside others that go, and knows nothing of "
+            "units that are cut out: leave it out"
         )
     if method.overrides:
         raise RecipeError(

@@ -29,6 +29,7 @@ from secateur.testing.oracles import (
 )
 from secateur.testing.parametrisation_laws import check_parametrisation
 from secateur.testing.penalty_laws import check_activity_penalty, check_penalty
+from secateur.testing.solver_laws import check_solver
 
 __all__ = [
     "LAYOUTS",
@@ -42,6 +43,7 @@ __all__ = [
     "check_penalty",
     "check_schedule",
     "check_score",
+    "check_solver",
     "loss_changes",
     "mask_derivatives",
     "mask_differences",

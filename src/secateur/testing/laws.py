@@ -11,6 +11,8 @@ from torch import Tensor
 
 from secateur.errors import PatternError
 from secateur.schedules import Schedule
+from secateur.stats.inverse_fisher import InverseFisher
+from secateur.testing.fisher import synthetic_fisher
 from secateur.testing.oracles import select_k
 from secateur.types import (
     Allocation,
@@ -62,8 +64,11 @@ def _random(shape: Sequence[int], seed: int) -> Tensor:
 
 def synthetic_stats(needs: frozenset[Need], weights: Tensors) -> Stats:
     """Make up statistics of the weights' shapes, in float32 or better: signed for ``gradient``, else positive."""
-    stats: dict[Need, dict[str, Tensor]] = {}
+    stats: dict[Need, Mapping[str, Tensor]] = {}
     for i, need in enumerate(sorted(needs, key=repr)):
+        if isinstance(need, InverseFisher):
+            stats[need] = synthetic_fisher(need, weights)
+            continue
         values = {name: _random(w.shape, 100 * i + j) for j, (name, w) in enumerate(sorted(weights.items()))}
         values = {n: v.to(torch.promote_types(weights[n].dtype, torch.float32)) for n, v in values.items()}
         stats[need] = values if need == "gradient" else {name: v.abs() for name, v in values.items()}
