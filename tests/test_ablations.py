@@ -363,6 +363,13 @@ def test_a_smaller_dense_network_is_trained_as_long(tmp_path: Path) -> None:
     assert all(torch.equal(v, done.model.state_dict()[n]) for n, v in plain.model.state_dict().items())
 
 
+def test_a_smaller_dense_network_beside_a_solver(tmp_path: Path) -> None:
+    """What the solver needs is collected in the run, not when the size is tried out before it."""
+    solved = {"prune": {"target": {"sparsity": 0.5}, "solver": "optimal_brain_surgeon", "score_batches": 2}, "recover": {}}
+    done = run(recipe("smaller_dense", **solved), tmp_path, report=False)
+    assert done.result["ablation"]["epochs"] == 3
+
+
 def test_a_smaller_dense_network_for_cut_channels(tmp_path: Path) -> None:
     changed = COUPLED | {"prune": COUPLED["prune"] | {"ablate": "smaller_dense"}}
     done = run(from_dict(changed), tmp_path / "run", report=False)

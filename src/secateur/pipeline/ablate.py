@@ -49,7 +49,9 @@ def check_smaller(recipe: Recipe, plan: Plan, model: nn.Module, example_inputs: 
             "prune.ablate 'smaller_dense' trains a smaller network for as long as this run trains, which is for no "
             "epoch: give train.epochs, or a retraining"
         )
-    trial, inputs = replace(plan.method, score=Random(0), schedule=one_shot(), when="after"), example_inputs()
+    # Sizes are all that matters here, so neither a score nor a solver that would ask for data.
+    trial = replace(plan.method, score=Random(0), solver=None, schedule=one_shot(), when="after")
+    inputs = example_inputs()
     try:
         pruned = copy.deepcopy(model)
         masks = prune_(pruned, trial, example_inputs=inputs).masks
