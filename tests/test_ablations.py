@@ -365,7 +365,10 @@ def test_a_smaller_dense_network_is_trained_as_long(tmp_path: Path) -> None:
 
 def test_a_smaller_dense_network_beside_a_solver(tmp_path: Path) -> None:
     """What the solver needs is collected in the run, not when the size is tried out before it."""
-    solved = {"prune": {"target": {"sparsity": 0.5}, "solver": "optimal_brain_surgeon", "score_batches": 2}, "recover": {}}
+    solved = {
+        "prune": {"target": {"sparsity": 0.5}, "solver": "optimal_brain_surgeon", "score_batches": 2},
+        "recover": {},
+    }
     done = run(recipe("smaller_dense", **solved), tmp_path, report=False)
     assert done.result["ablation"]["epochs"] == 3
 
