@@ -245,7 +245,7 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if axis.name == "task":
         return f'task = "{name}"'
     if axis.name == "batch-norm":
-        from secateur.recipe import RecoverSection
+        from secateur.recipe_sections import RecoverSection
 
         return f'{head}batch_norm = "{name}"\nbatch_norm_samples = {RecoverSection().batch_norm_samples}'
     chosen = {o.name: _example(axis, o.name) if o.required else o.default for o in options} | _ONE_OF.get(name, {})

@@ -14,7 +14,8 @@ from torch import nn
 from secateur.errors import RecipeError
 from secateur.method import Method
 from secateur.pipeline.optim import LEARNING_RATES, LearningRate, build_optimizer
-from secateur.recipe import Recipe, build_part
+from secateur.recipe import Recipe
+from secateur.recipe_parts import build_part
 from secateur.recover import FineTune
 from secateur.recover.retrain import Recovery, Start
 

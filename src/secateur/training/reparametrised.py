@@ -143,7 +143,7 @@ class Reparametrised(nn.Module):
         super().__init__()
         self.model = model
         self.parametrisation = parametrisation
-        self._layouts, self._skipped = found.weights, found.skipped
+        self._found, self._layouts, self._skipped = found, found.weights, found.skipped
         numbers = torch.zeros(6, dtype=torch.int64, device="cpu")
         numbers[_VERSION], numbers[_IDENTITY], numbers[_SEED] = STATE_VERSION, self._identity(), seed
         self.register_buffer("progress", numbers)
@@ -189,6 +189,11 @@ class Reparametrised(nn.Module):
                     "the model before wrapping it, not the wrapper (latents are float32 then), or train under autocast"
                 )
         return Moment(self._parameters_of_model(), latents, self._layouts, int(self.progress[_STEPS]))
+
+    @property
+    def found(self) -> Found:
+        """The weights that are made, and what is left alone."""
+        return self._found
 
     @property
     def steps(self) -> int:
