@@ -75,8 +75,8 @@ def _check_parametrisation(part: Parametrisation, prune: PruneSection, recovery:
             )
         if target.kind != "sparsity" or abs(target.value - asked) > 1e-9:
             raise RecipeError(
-                f"prune.target {target.kind} = {target.value:g} and train.parametrisation {part} exclude each other: it "
-                f"has a target of its own, sparsity = {asked:g}. Leave prune.target out"
+                f"prune.target {target.kind} = {target.value:g} and train.parametrisation {part} exclude each other: "
+                f"it has a target of its own, sparsity = {asked:g}. Leave prune.target out"
             )
     if recovery.rewinds_weights:
         raise RecipeError(

@@ -40,7 +40,7 @@ class ModelSection(Section):
     """Where the network comes from."""
 
     factory: Reference
-    args: Args = {}
+    args: Args = Field(default_factory=dict)
     weights: str | None = None
 
 
@@ -48,7 +48,7 @@ class DataSection(Section):
     """Where the data comes from."""
 
     factory: Reference
-    args: Args = {}
+    args: Args = Field(default_factory=dict)
     batch_size: Positive = 128
     eval_batch_size: Positive = 1000
 

@@ -39,17 +39,17 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
     Returns:
         The content of ``result.json``.
     """
-    recipe, model, masks = runner.recipe, runner.model, runner.pruner.masks
+    recipe, model, masks = runner.recipe, runner.model, runner.thinning.masks
     notes: list[str] = []
     runner.listener.progress(runner.total_steps, runner.total_steps, "measuring")
     dense = copy.deepcopy(model)
     load_weights(dense, runner.directory / DENSE)
     quality: dict[str, Any] = {}
-    if runner.method.when == "after" or recipe.model.weights is not None:
+    if not runner.plan.during or recipe.model.weights is not None:
         quality["dense"] = _quality(dense, runner)
     else:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
-    if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
+    if not runner.plan.in_rounds and any(isinstance(m, _BatchNorm) for m in model.modules()):
         notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
     if recipe.recover.distill is not None:
         notes.append(f"retraining learnt from the dense network, too: {recipe.recover.build_distillation()}")
@@ -73,10 +73,10 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "machine": machine(),
         "quality": quality,
         "ablation": ablation,
-        "prune": runner.pruner.report().to_dict(),
+        "prune": runner.thinning.report().to_dict(),
         "profile": _profiles(runner, dense, small),
         "realised": "mask" if small is None else "slice",
-        "histograms": {n: _histogram(n, dense, model, masks) for n in runner.pruner.found.weights},
+        "histograms": {n: _histogram(n, dense, model, masks) for n in runner.thinning.found.weights},
         "exports": _exports(runner, small, notes),
         "notes": notes,
     }
@@ -86,19 +86,20 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
 
 def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
     """Cut emptied units out of a copy of the network and write it with its plan; say why where that cannot be done."""
-    if not isinstance(runner.method.pattern, Channel):
+    pattern = runner.plan.pattern
+    if not isinstance(pattern, Channel):
         return None
     from secateur.structure import save_pruned, shrink_
 
     small = copy.deepcopy(runner.model)
     try:
-        report = shrink_(small, runner.pruner.masks, _inputs(runner))
+        report = shrink_(small, runner.thinning.masks, _inputs(runner))
     except GraphError as error:
         notes.append(f"the network was not cut down, its pruned units stay as zeros: {error}")
         return None
-    masked = sum(int((~mask).sum()) for mask in runner.pruner.masks.values())
+    masked = sum(int((~mask).sum()) for mask in runner.thinning.masks.values())
     cut = report.parameters[0] - report.parameters[1]
-    if runner.method.pattern.coupled and cut != masked:
+    if pattern.coupled and cut != masked:
         notes.append(f"not every masked unit could be cut out: {masked} parameters are masked, {cut} were cut")
     save_pruned(runner.directory / "pruned", small, report)
     notes.append(f"the cut-down network is {report.proof}")
@@ -118,7 +119,7 @@ def _inputs(runner: Runner) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _profiles(runner: Runner, dense: nn.Module, small: nn.Module | None) -> dict[str, Any]:
-    pruned, masks = (runner.model, runner.pruner.masks) if small is None else (small, None)
+    pruned, masks = (runner.model, runner.thinning.masks) if small is None else (small, None)
     measure = runner.recipe.measure
     args, kwargs = _inputs(runner)
     latency: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def _profiles(runner: Runner, dense: nn.Module, small: nn.Module | None) -> dict
                 threads=measure.threads,
             )
         )
-    prunable = list(runner.pruner.found.weights)
+    prunable = list(runner.thinning.found.weights)
     both = {"dense": (dense, None), "pruned": (pruned, masks)}
     return {
         name: profile(
@@ -156,7 +157,7 @@ def _exports(runner: Runner, small: nn.Module | None, notes: list[str]) -> list[
         kwargs,
         out_dir=runner.directory / "exports",
         formats=runner.recipe.export,
-        masks=runner.pruner.masks if small is None else None,
+        masks=runner.thinning.masks if small is None else None,
     )
     rows = []
     for item in done:

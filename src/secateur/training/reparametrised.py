@@ -245,9 +245,10 @@ class Reparametrised(nn.Module):
 
     def report(self) -> FinishReport:
         """Return asked beside achieved, as things stand now."""
-        return self._report(self.masks())
+        return self.report_of(self.masks())
 
-    def _report(self, masks: Masks) -> FinishReport:
+    def report_of(self, masks: Masks) -> FinishReport:
+        """Return asked beside achieved under some masks, those that :meth:`finish_` returned for example."""
         rows = tuple(LayerReport(n, w.shape, w.numel, int(masks[n].sum())) for n, w in self._layouts.items())
         part = self.parametrisation
         kept, everything = sum(row.kept for row in rows), sum(row.total for row in rows)
@@ -277,7 +278,7 @@ class Reparametrised(nn.Module):
         own = self._parameters_of_model()
         for name, value in values.items():
             own[name].copy_(value)
-        report = self._report(masks)
+        report = self.report_of(masks)
         self.progress[_DONE] = 1
         empty = [row.name for row in report.layers if not row.kept]
         if empty:
