@@ -256,10 +256,11 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None and k not in made]
     if axis.name == "distill":  # nothing learns without it
         head += 'retrain = { name = "learning_rate_rewinding", epochs = 5 }\n'
+    tail = '\n\n[prune]\nwhen = "during"' if axis.name == "dynamics" else ""
     inline = f"{axis.field} = {{ {', '.join(pairs)} }}"
     if len(inline) <= 72:
-        return head + inline
-    return "\n".join([f"[{axis.table}.{axis.field}]", *pairs])  # TOML lets no inline table go over lines
+        return head + inline + tail
+    return "\n".join([f"[{axis.table}.{axis.field}]", *pairs]) + tail  # TOML lets no inline table go over lines
 
 
 def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
@@ -271,13 +272,11 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     values = [(n, v) for n, v in values if plain[n].default == v]
     required = [(o.name, _example(axis, o.name)) for o in options if o.required]
     shown = [f"{n}={json.dumps(v) if isinstance(v, str) else repr(v)}" for n, v in (*required, *values)]
-    also = [name for name in ("Reparametrised", "SparseTraining") if name in use]
-    imported = ", ".join(sorted([*also, factory.__name__]))
     part = f"{factory.__name__}({', '.join(shown)})"
     use = use.replace("Channel()", "Layer()") if name == "block_influence" else use  # it rates blocks, not channels
     if len(use.format(part)) > 100:
-        return f"from {home} import {imported}\n\npart = {part}\n{use.format('part')}"
-    return f"from {home} import {imported}\n\n{use.format(part)}"
+        return f"from {home} import {factory.__name__}\n\npart = {part}\n{use.format('part')}"
+    return f"from {home} import {factory.__name__}\n\n{use.format(part)}"
 
 
 def toml(value: Any) -> str:

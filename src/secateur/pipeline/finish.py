@@ -89,6 +89,9 @@ def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
     pattern = runner.plan.pattern
     if not isinstance(pattern, Channel):
         return None
+    if all(bool(mask.all()) for mask in runner.thinning.masks.values()):
+        notes.append("no unit is pruned, so nothing was cut out")
+        return None
     from secateur.structure import save_pruned, shrink_
 
     small = copy.deepcopy(runner.model)
