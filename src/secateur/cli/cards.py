@@ -28,6 +28,8 @@ _EXAMPLES: Mapping[str, Any] = {
 }  # fmt: skip
 # What a recipe says where none of several options is required, but one must be given.
 _ONE_OF: Mapping[str, dict[str, Any]] = {"weight_rewinding": {"rewind_to": 0}}
+# Options that are parts themselves.
+_PARTS: Mapping[str, dict[str, Any]] = {"Schedule": {"name": "cubic", "begin": 100, "end": 1000, "every": 10}}
 _STATISTICS = {
     "gradient": "the mean gradient of the loss over prune.score_batches batches",
     "absolute_gradient": "the mean absolute gradient of the loss over prune.score_batches batches",
@@ -252,7 +254,10 @@ def _recipe(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
     if not axis.committed:
         chosen = {k: v for k, v in chosen.items() if k == "lr"}
     plain = inspect.signature(axis.parts[name]).parameters
-    made = [o.name for o in options if not o.required and plain[o.name].default != o.default]  # parts, not plain values
+    chosen |= {o.name: _PARTS[o.type] for o in options if o.type in _PARTS}
+    made = [  # parts, not plain values
+        o.name for o in options if not o.required and plain[o.name].default != o.default and o.type not in _PARTS
+    ]
     pairs = [f"{k} = {toml(v)}" for k, v in (("name", name), *chosen.items()) if v is not None and k not in made]
     if axis.name == "distill":  # nothing learns without it
         head += 'retrain = { name = "learning_rate_rewinding", epochs = 5 }\n'
@@ -280,7 +285,9 @@ def _python(axis: Axis, name: str, options: tuple[Option, ...]) -> str:
 
 
 def toml(value: Any) -> str:
-    """Write a number, a word or a list as TOML."""
+    """Write a number, a word, a list or an inline table as TOML."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     return json.dumps(value)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
 from secateur.errors import GraphError
+from secateur.forward import evaluation_mode_of
 from secateur.metrics import measure_latency, profile
 from secateur.patterns import Channel
 from secateur.pipeline.ablate import train_smaller
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.run import Runner
 
 HISTOGRAM_BINS = 60
+_ROUNDING = 1e-3
 
 
 def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
@@ -106,7 +108,27 @@ def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
         notes.append(f"not every masked unit could be cut out: {masked} parameters are masked, {cut} were cut")
     save_pruned(runner.directory / "pruned", small, report)
     notes.append(f"the cut-down network is {report.proof}")
+    difference = _difference(runner, small)
+    if difference > _ROUNDING:
+        notes.append(
+            "units that were cut out had put out a constant, which went with them: outputs differ from those of "
+            f"model.safetensors by up to {difference:.2g} of the largest"
+        )
     return small
+
+
+@torch.no_grad()
+def _difference(runner: Runner, small: nn.Module) -> float:
+    """Return how far the outputs of the cut-down network are from those of the masked one, of the largest."""
+    args, kwargs = _inputs(runner)
+    outputs = []
+    for model in (runner.model, small):
+        with evaluation_mode_of(model):
+            outputs.append(model(*args, **kwargs))
+    if not all(isinstance(one, Tensor) for one in outputs):
+        return 0.0
+    masked, cut = (one.double() for one in outputs)
+    return float((masked - cut).abs().max() / masked.abs().max().clamp_min(1e-12))
 
 
 def _quality(model: nn.Module, runner: Runner) -> dict[str, float]:
