@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 
 import secateur
 from secateur.cli import cards
@@ -47,6 +46,8 @@ def test_the_recipe_on_a_card_is_valid(axis, name):
         "train": {"epochs": 100},
         "prune": {"target": {"sparsity": 0.5}},
     }
+    if axis.name == "parametrisation":
+        del recipe["prune"]
     shown = cards.card(axis, name)
     for key, value in tomllib.loads(shown.recipe).items():
         recipe[key] = {**recipe[key], **value} if isinstance(recipe.get(key), dict) else value
@@ -64,23 +65,16 @@ def test_the_recipe_on_a_card_is_valid(axis, name):
     ids=lambda x: str(x)[:40],
 )
 def test_the_python_on_a_card_runs(axis, name):
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
     names = {
         "secateur": secateur,
         "Channel": Channel,
         "Layer": Layer,
         "target": secateur.Target("macs", 0.5),
-        "method": secateur.Method(target=secateur.Target("sparsity", 0.5)),
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
-        "loader": range(7),
     }
     exec(cards.card(axis, name).recipe, names)
     made = {
         "unit-score": lambda: names["method"].score,
         "unit-pattern": lambda: names["method"].pattern,
-        "parametrisation": lambda: names["wrapped"].parametrisation,
-        "dynamics": lambda: names["trainer"].dynamics,
     }[axis.name]()
     required = {o.name: getattr(made, o.name) for o in cards.card(axis, name).options if o.required}
     assert made == axis.parts[name](**required)

@@ -301,8 +301,8 @@ def test_rewound_weights_are_the_checkpoint_times_the_mask(point: dict[str, obje
     runner.run_stage(Stage("prune", round=0))
     runner.start(Stage("retrain", 2, 0))
     saved = load_tree(tmp_path / "rewind.safetensors")
-    masks = runner.pruner.masks
-    assert 0.3 < runner.pruner.sparsity < 0.9
+    masks = runner.thinning.masks
+    assert 0.3 < runner.thinning.sparsity < 0.9
     for name, value in runner.model.state_dict().items():
         expected = saved["model"][name]
         if name in masks:

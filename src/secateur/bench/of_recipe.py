@@ -68,9 +68,14 @@ def recipe_sensitivity(
             "nothing: name a finished run of it with --run DIR (secateur run makes one), or trained weights with "
             "model.weights"
         )
+    if recipe.train.parametrisation is not None:
+        raise RecipeError(
+            f"train.parametrisation {recipe.train.parametrisation.name!r} lets training decide what goes, and "
+            "sensitivity needs a score: name a recipe with a [prune] table instead"
+        )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    task, method = TASKS[recipe.task](), recipe.prune.build()
+    task, method = TASKS[recipe.task](), recipe.prune.build(under_dynamics=recipe.train.dynamics is not None)
     torch.manual_seed(derive_seed(recipe.seed, "init"))
     model = make_model(recipe.model.factory, recipe.model.args, base=Path(base))
     if weights is not None:

@@ -80,8 +80,9 @@ def describe(event: Mapping[str, Any]) -> str:
             f"{figures}  sparsity {event['sparsity']:.4f}"
         )
     if kind == "prune":
+        asked = "found by training" if event["asked"] is None else f"asked {event['asked']:.6g}"
         return (
-            f"pruned to {event['target']} {event['achieved']:.6g} (asked {event['asked']:.6g}), "
+            f"pruned to {event['target']} {event['achieved']:.6g} ({asked}), "
             f"{event['kept']:,} of {event['total']:,} weights kept"
         )
     if kind == "recalibrate":

@@ -42,7 +42,7 @@ def check_smaller(recipe: Recipe, plan: Plan, model: nn.Module, example_inputs: 
         RecipeError: Says what stands in the way.
     """
     part = recipe.prune.build_ablation()
-    if not isinstance(part, SmallerDense):
+    if not isinstance(part, SmallerDense) or plan.method is None:
         return
     if not budget(plan):
         raise RecipeError(
@@ -81,7 +81,7 @@ def train_smaller(runner: Runner, small: nn.Module | None, example_inputs: Any, 
             notes.append(f"ablation: {part}; these are not the method's own results")
         return {} if recipe.prune.ablate is None else {"name": recipe.prune.ablate.name, "text": str(part)}
     if small is None:
-        model = part.build(runner.model, runner.pruner.masks, example_inputs)
+        model = part.build(runner.model, runner.thinning.masks, example_inputs)
     else:
         model = part.build(small, {}, example_inputs)
     epochs = budget(runner.plan)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from secateur.errors import DataError
+from secateur.errors import DataError, RecipeError
 
 Split = tuple[Tensor, Tensor] | Dataset[Any]
 """Inputs and targets as two tensors of equal length, or a map-style data set of (input, target) pairs."""
@@ -117,3 +117,16 @@ def sample_inputs(split: Split, seed: int, purpose: str, count: int) -> Any:
 def first_inputs(split: Split, count: int) -> Any:
     """Return the inputs of the first ``count`` samples as one batch."""
     return next(batches(split, count))[0]
+
+
+def check_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
+    """Refuse a last batch of one sample: a batch norm over features has no statistics on it, and says so too late.
+
+    Raises:
+        RecipeError: Says how to avoid it.
+    """
+    if length(data.train) % batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise RecipeError(
+            f"data.batch_size = {batch_size} leaves a last batch of one sample, which BatchNorm1d "
+            "cannot be trained on; choose another"
+        )

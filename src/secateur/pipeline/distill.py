@@ -33,9 +33,15 @@ class Distiller:
         self._part, self._task, self._file = part, task, dense
         self._teacher: nn.Module | None = None
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss on one batch of (inputs, targets)."""
-        outputs = outputs_of(model, batch[0])
+    def loss(self, model: nn.Module, batch: Any, *, network: nn.Module | None = None) -> Tensor:
+        """Return the mean loss on one batch of (inputs, targets).
+
+        Args:
+            model: The model, whose copy the teacher becomes.
+            batch: The batch.
+            network: What is trained, where that is not the model itself.
+        """
+        outputs = outputs_of(network or model, batch[0])
         teacher = self._dense(model)
         with torch.no_grad(), evaluation_mode_of(teacher):
             answers = outputs_of(teacher, batch[0])

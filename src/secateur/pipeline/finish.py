@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.checkpoint import load_weights, save_masks, save_model, write_atomic
 from secateur.errors import GraphError
+from secateur.forward import evaluation_mode_of
 from secateur.metrics import measure_latency, profile
 from secateur.patterns import Channel
 from secateur.pipeline.ablate import train_smaller
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.run import Runner
 
 HISTOGRAM_BINS = 60
+_ROUNDING = 1e-3
 
 
 def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
@@ -39,17 +41,17 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
     Returns:
         The content of ``result.json``.
     """
-    recipe, model, masks = runner.recipe, runner.model, runner.pruner.masks
+    recipe, model, masks = runner.recipe, runner.model, runner.thinning.masks
     notes: list[str] = []
     runner.listener.progress(runner.total_steps, runner.total_steps, "measuring")
     dense = copy.deepcopy(model)
     load_weights(dense, runner.directory / DENSE)
     quality: dict[str, Any] = {}
-    if runner.method.when == "after" or recipe.model.weights is not None:
+    if not runner.plan.during or recipe.model.weights is not None:
         quality["dense"] = _quality(dense, runner)
     else:
         notes.append("no dense network was trained in this run: pruning went on during the only training there was")
-    if runner.method.schedule.unit != "rounds" and any(isinstance(m, _BatchNorm) for m in model.modules()):
+    if not runner.plan.in_rounds and any(isinstance(m, _BatchNorm) for m in model.modules()):
         notes.append("batch norms were not repaired after pruning: it went on inside training, which adapts them")
     if recipe.recover.distill is not None:
         notes.append(f"retraining learnt from the dense network, too: {recipe.recover.build_distillation()}")
@@ -73,10 +75,10 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "machine": machine(),
         "quality": quality,
         "ablation": ablation,
-        "prune": runner.pruner.report().to_dict(),
+        "prune": runner.thinning.report().to_dict(),
         "profile": _profiles(runner, dense, small),
         "realised": "mask" if small is None else "slice",
-        "histograms": {n: _histogram(n, dense, model, masks) for n in runner.pruner.found.weights},
+        "histograms": {n: _histogram(n, dense, model, masks) for n in runner.thinning.found.weights},
         "exports": _exports(runner, small, notes),
         "notes": notes,
     }
@@ -86,23 +88,47 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
 
 def _shrunk(runner: Runner, notes: list[str]) -> nn.Module | None:
     """Cut emptied units out of a copy of the network and write it with its plan; say why where that cannot be done."""
-    if not isinstance(runner.method.pattern, Channel):
+    pattern = runner.plan.pattern
+    if not isinstance(pattern, Channel):
+        return None
+    if all(bool(mask.all()) for mask in runner.thinning.masks.values()):
+        notes.append("no unit is pruned, so nothing was cut out")
         return None
     from secateur.structure import save_pruned, shrink_
 
     small = copy.deepcopy(runner.model)
     try:
-        report = shrink_(small, runner.pruner.masks, _inputs(runner))
+        report = shrink_(small, runner.thinning.masks, _inputs(runner))
     except GraphError as error:
         notes.append(f"the network was not cut down, its pruned units stay as zeros: {error}")
         return None
-    masked = sum(int((~mask).sum()) for mask in runner.pruner.masks.values())
+    masked = sum(int((~mask).sum()) for mask in runner.thinning.masks.values())
     cut = report.parameters[0] - report.parameters[1]
-    if runner.method.pattern.coupled and cut != masked:
+    if pattern.coupled and cut != masked:
         notes.append(f"not every masked unit could be cut out: {masked} parameters are masked, {cut} were cut")
     save_pruned(runner.directory / "pruned", small, report)
     notes.append(f"the cut-down network is {report.proof}")
+    difference = _difference(runner, small)
+    if difference > _ROUNDING:
+        notes.append(
+            "units that were cut out had put out a constant, which went with them: outputs differ from those of "
+            f"model.safetensors by up to {difference:.2g} of the largest"
+        )
     return small
+
+
+@torch.no_grad()
+def _difference(runner: Runner, small: nn.Module) -> float:
+    """Return how far the outputs of the cut-down network are from those of the masked one, of the largest."""
+    args, kwargs = _inputs(runner)
+    outputs = []
+    for model in (runner.model, small):
+        with evaluation_mode_of(model):
+            outputs.append(model(*args, **kwargs))
+    if not all(isinstance(one, Tensor) for one in outputs):
+        return 0.0
+    masked, cut = (one.double() for one in outputs)
+    return float((masked - cut).abs().max() / masked.abs().max().clamp_min(1e-12))
 
 
 def _quality(model: nn.Module, runner: Runner) -> dict[str, float]:
@@ -118,7 +144,7 @@ def _inputs(runner: Runner) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _profiles(runner: Runner, dense: nn.Module, small: nn.Module | None) -> dict[str, Any]:
-    pruned, masks = (runner.model, runner.pruner.masks) if small is None else (small, None)
+    pruned, masks = (runner.model, runner.thinning.masks) if small is None else (small, None)
     measure = runner.recipe.measure
     args, kwargs = _inputs(runner)
     latency: dict[str, Any] = {}
@@ -133,7 +159,7 @@ def _profiles(runner: Runner, dense: nn.Module, small: nn.Module | None) -> dict
                 threads=measure.threads,
             )
         )
-    prunable = list(runner.pruner.found.weights)
+    prunable = list(runner.thinning.found.weights)
     both = {"dense": (dense, None), "pruned": (pruned, masks)}
     return {
         name: profile(
@@ -156,7 +182,7 @@ def _exports(runner: Runner, small: nn.Module | None, notes: list[str]) -> list[
         kwargs,
         out_dir=runner.directory / "exports",
         formats=runner.recipe.export,
-        masks=runner.pruner.masks if small is None else None,
+        masks=runner.thinning.masks if small is None else None,
     )
     rows = []
     for item in done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,10 +49,23 @@ def check_optimizer(name: str, options: dict[str, Any]) -> None:
         raise RecipeError(f"train.optimizer: {name} refuses {options}: {error}") from None
 
 
-def build_optimizer(model: nn.Module, name: str, options: dict[str, Any]) -> Optimizer:
-    """Return the optimizer over the model's trainable parameters."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer: Optimizer = OPTIMIZERS[name](trainable, **options)
+def build_optimizer(
+    model: nn.Module, name: str, options: dict[str, Any], *, latents: Sequence[nn.Parameter] = (), **of_latents: float
+) -> Optimizer:
+    """Return the optimizer over the model's trainable parameters.
+
+    Args:
+        model: The model.
+        name: Of the optimizer.
+        options: Its options.
+        latents: What else is trained, as a group of its own.
+        **of_latents: Options of that group. Its ``initial_lr`` is the learning rate that schedules multiply.
+    """
+    optimizer: Optimizer = OPTIMIZERS[name]([p for p in model.parameters() if p.requires_grad], **options)
+    if latents:
+        optimizer.add_param_group({"params": list(latents), **of_latents})
+        group = optimizer.param_groups[-1]
+        group["initial_lr"] = group["lr"]
     return optimizer
 
 

@@ -13,10 +13,15 @@ from torch import nn
 
 from secateur.errors import RecipeError
 from secateur.method import Method
+from secateur.patterns import Unstructured
 from secateur.pipeline.optim import LEARNING_RATES, LearningRate, build_optimizer
-from secateur.recipe import Recipe, build_part
+from secateur.recipe import Recipe
+from secateur.recipe_checks import pattern_of
+from secateur.recipe_parts import build_part
 from secateur.recover import FineTune
 from secateur.recover.retrain import Recovery, Start
+from secateur.schedules import Schedule
+from secateur.types import Dynamics, Parametrisation, Pattern, UnitPattern
 
 
 @dataclass(frozen=True)
@@ -33,28 +38,54 @@ class Plan:
     """The recipe, resolved.
 
     Attributes:
-        method: What to prune, how much, when.
+        method: What to prune, how much, when; none where a parametrisation decides that.
         recovery: What follows each pruning step.
         trained: Epochs of the training.
         curve: Factor on the learning rate over the training.
         base_lr: The optimizer's own learning rate.
         steps_per_epoch: Optimizer steps per epoch.
+        dynamics: How masks move during training, if they do.
+        parametrisation: How weights are made anew during training, if they are.
     """
 
-    method: Method
+    method: Method | None
     recovery: Recovery
     trained: int
     curve: LearningRate
     base_lr: float
     steps_per_epoch: int
+    dynamics: Dynamics | None = None
+    parametrisation: Parametrisation | None = None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """When a pruner prunes; nothing where training itself makes the masks."""
+        return None if self.method is None or self.dynamics is not None else self.method.schedule
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether rounds of pruning and retraining follow the training."""
+        return self.schedule is not None and self.schedule.unit == "rounds"
+
+    @property
+    def during(self) -> bool:
+        """Whether the training that there is makes the masks, so that no dense network is trained."""
+        return self.schedule is None or self.method is None or self.method.when == "during"
+
+    @property
+    def pattern(self) -> Pattern | UnitPattern:
+        """What is removed together."""
+        if self.method is not None:
+            return self.method.pattern
+        return Unstructured() if self.parametrisation is None else pattern_of(self.parametrisation)
 
     @property
     def stages(self) -> list[Stage]:
         """The stages, in order."""
         stages = [Stage("train", self.trained)] if self.trained else []
         retrain = self.recovery.length(self.trained, self.steps_per_epoch)
-        if self.method.schedule.unit == "rounds":
-            for number in range(self.method.schedule.updates):
+        if self.schedule is not None and self.in_rounds:
+            for number in range(self.schedule.updates):
                 stages.append(Stage("prune", round=number))
                 if retrain:
                     stages.append(Stage("retrain", retrain, number))
@@ -83,10 +114,10 @@ class Plan:
         return self.recovery.start(self.trained, self.steps_per_epoch) if self.recovery.rewinds_weights else None
 
     def prunes_inside(self, stage: Stage) -> bool:
-        """Tell whether the schedule's clock runs in this stage."""
-        if self.method.schedule.unit == "rounds" or stage.kind == "prune":
+        """Tell whether masks are made in this stage, step by step."""
+        if self.in_rounds or stage.kind == "prune":
             return False
-        return (self.method.when == "after") == (stage.kind == "retrain")
+        return self.during == (stage.kind == "train")
 
     def distils(self, stage: Stage) -> bool:
         """Tell whether a stage learns from the dense network, where the recipe asks for that."""
@@ -100,13 +131,17 @@ class Plan:
             return ("train", self.rewind_to.epoch + epoch)
         return ("retrain", stage.round, epoch)
 
-    def lr(self, stage: Stage, epoch: int, batch: int) -> float:
-        """Return the learning rate at a batch of a stage."""
+    def factor(self, stage: Stage, epoch: int, batch: int) -> float:
+        """Return the factor on learning rates at a batch of a stage."""
         first = self.start(stage)
         if first is None:
-            return self.fine_tuning_lr
+            return self.fine_tuning_lr / self.base_lr
         # Whole epochs are added up first: the sum must not depend, by a rounding, on where the stage starts.
-        return self.base_lr * self.curve((first.epoch + epoch) + batch / self.steps_per_epoch, self.trained)
+        return self.curve((first.epoch + epoch) + batch / self.steps_per_epoch, self.trained)
+
+    def lr(self, stage: Stage, epoch: int, batch: int) -> float:
+        """Return the learning rate at a batch of a stage."""
+        return self.fine_tuning_lr if self.start(stage) is None else self.base_lr * self.factor(stage, epoch, batch)
 
     @property
     def fine_tuning_lr(self) -> float:
@@ -116,28 +151,52 @@ class Plan:
         return self.base_lr * self.curve(max(self.trained - 1e-9, 0.0), self.trained)
 
     def check(self) -> None:
-        """Refuse a schedule that outlasts its clock, rewinding past the end, and fine-tuning at no learning rate.
+        """Refuse what outlasts its clock, rewinding past the end, and fine-tuning at no learning rate.
 
         Raises:
             RecipeError: Before anything was trained.
         """
-        schedule = self.method.schedule
         self.recovery.start(self.trained, self.steps_per_epoch)  # refuses a point that the training does not reach
-        if schedule.unit != "rounds":
-            during = self.method.when == "during"
-            length = self.recovery.length(self.trained, self.steps_per_epoch)
-            where, epochs = ("train.epochs", self.trained) if during else ("recover.retrain", length)
-            last, steps = schedule.step(schedule.updates - 1, self.steps_per_epoch), epochs * self.steps_per_epoch
-            if last > steps or not steps:
-                raise RecipeError(
-                    f"prune.schedule ends at step {last}, but {where} has {epochs} epochs of {self.steps_per_epoch} "
-                    f"steps, {steps} in all: the target would never be reached"
-                )
+        self._check_schedule()
+        self._check_dynamics()
+        part, steps = self.parametrisation, self.trained * self.steps_per_epoch
+        if part is not None and part.asked(steps) != part.asked(None):
+            raise RecipeError(
+                f"train.parametrisation {part} asks for sparsity {part.asked(steps)} by the end of train.epochs, "
+                f"{self.trained} epochs of {self.steps_per_epoch} steps, {steps} in all: its target {part.asked(None)} "
+                "would never be reached"
+            )
         if isinstance(self.recovery, FineTune) and self.fine_tuning_lr < 1e-6 * self.base_lr:
             raise RecipeError(
                 "recover.retrain: fine_tune goes on at the last learning rate of the training, and train.lr_schedule "
                 "ends at 0; say recover.retrain.lr, or use learning_rate_rewinding"
             )
+
+    def _check_schedule(self) -> None:
+        schedule = self.schedule
+        if schedule is None or schedule.unit == "rounds":
+            return
+        length = self.recovery.length(self.trained, self.steps_per_epoch)
+        where, epochs = ("train.epochs", self.trained) if self.during else ("recover.retrain", length)
+        last, steps = schedule.step(schedule.updates - 1, self.steps_per_epoch), epochs * self.steps_per_epoch
+        if last > steps or not steps:
+            raise RecipeError(
+                f"prune.schedule ends at step {last}, but {where} has {epochs} epochs of {self.steps_per_epoch} "
+                f"steps, {steps} in all: the target would never be reached"
+            )
+
+    def _check_dynamics(self) -> None:
+        part = self.dynamics
+        if part is None:
+            return
+        there = self.trained if part.unit == "epochs" else self.trained * self.steps_per_epoch
+        if part.last is not None and part.last > there:
+            raise RecipeError(
+                f"train.dynamics {part} makes its last move after {part.last} {part.unit}, but train.epochs has "
+                f"{self.trained} epochs of {self.steps_per_epoch} steps: give it an end within the training"
+            )
+        if part.last is None and not any(part.due(time) for time in range(1, there + 1)):
+            raise RecipeError(f"train.dynamics {part} would never move: the training has {there} {part.unit}")
 
 
 def plan_of(recipe: Recipe, *, steps_per_epoch: int) -> Plan:
@@ -155,12 +214,14 @@ def plan_of(recipe: Recipe, *, steps_per_epoch: int) -> Plan:
     """
     options = recipe.train.optimizer
     plan = Plan(
-        method=recipe.prune.build(),
+        method=recipe.build_method(),
         recovery=recipe.recover.build(),
         trained=recipe.train.epochs,
         curve=build_part(LEARNING_RATES, recipe.train.lr_schedule, "train.lr_schedule"),
         base_lr=float(build_optimizer(nn.Linear(1, 1), options.name, options.options).defaults["lr"]),
         steps_per_epoch=steps_per_epoch,
+        dynamics=recipe.train.build_dynamics(),
+        parametrisation=recipe.train.build_parametrisation(),
     )
     plan.check()
     return plan

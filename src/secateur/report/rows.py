@@ -177,6 +177,14 @@ def target_text(target: str, value: Any) -> str:
     return brief(found) if 0 <= found <= 1 else count(found)
 
 
+def asked_text(prune: Any) -> str:
+    """Say what was asked for; that training found it, where nothing was."""
+    target = str(dig(prune, "target") or "target")
+    if number(dig(prune, "found")) is not None:
+        return "found by training"
+    return f"asked {target_text(target, dig(prune, 'asked'))}"
+
+
 def achieved_text(target: str, value: float) -> str:
     """Return what was achieved: like the target, a fraction always with four digits."""
     return fraction(value) if target != "compression_ratio" and 0 <= value <= 1 else target_text(target, value)
@@ -187,10 +195,10 @@ def _target_rows(runs: Sequence[RunRecord]) -> list[Row]:
     cells = []
     for run, target in zip(runs, targets, strict=True):
         asked, achieved = dig(run.result, "prune", "asked"), number(dig(run.result, "prune", "achieved"))
-        said = f"asked {target_text(target, asked)}" + ("" if target == "sparsity" else f" ({plain(target)})")
+        said = asked_text(dig(run.result, "prune")) + ("" if target == "sparsity" else f" ({plain(target)})")
         found = missing(said)
         if achieved is not None:
-            digits = f"asked {asked!r}, achieved {achieved!r}"
+            digits = f"achieved {achieved!r}" if asked is None else f"asked {asked!r}, achieved {achieved!r}"
             found = Cell(achieved_text(target, achieved), digits, said, achieved)
         cells.append(found)
     meaning = "fraction of the prunable weights that was removed"

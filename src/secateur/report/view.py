@@ -13,11 +13,11 @@ from secateur.report.plots import ACCENT, MUTED, Course, Line
 from secateur.report.rows import (
     NOT_FASTER,
     achieved_text,
+    asked_text,
     difference_text,
     quality_names,
     quality_text,
     summary_rows,
-    target_text,
 )
 from secateur.report.words import (
     count,
@@ -75,13 +75,12 @@ def lead(run: RunRecord) -> str:
     sparsity = number(dig(prune, "sparsity"))
     method = method_words(dig(run.result, "recipe"))
     removed = "Weights" if sparsity is None else f"{round_percent(sparsity)} of the weights"
-    asked = target_text(target, dig(prune, "asked"))
     got = "nothing recorded" if achieved is None else achieved_text(target, achieved)
     name = "" if target == "sparsity" else f" ({plain(target)})"
     parts = [
         f"{removed} removed" + (f" by {method}" if method else ""),
         _price(run),
-        f"asked {asked}, achieved {got}{name}",
+        f"{asked_text(prune)}{':' if dig(prune, 'asked') is None else ', achieved'} {got}{name}",
     ]
     return "; ".join(filter(None, parts)) + "."
 

@@ -197,9 +197,15 @@ def method_words(recipe: Any) -> str:
     Example:
         >>> method_words({"prune": {"schedule": {"name": "iterative"}, "allocate": "global", "score": "magnitude"}})
         'iterative global magnitude'
+        >>> method_words({"train": {"dynamics": {"name": "rigl"}}, "prune": {"allocate": "erk", "score": "random"}})
+        'rigl, from erk random'
     """
+    learnt, moves = (part_name(dig(recipe, "train", axis)) for axis in ("parametrisation", "dynamics"))
+    if learnt:
+        return learnt
     prune = dig(recipe, "prune")
-    words = [part_name(dig(prune, axis)) for axis in ("schedule", "allocate", "score")]
+    words = [part_name(dig(prune, axis)) for axis in ("allocate", "score")]
+    words = [f"{moves}, from", *words] if moves else [part_name(dig(prune, "schedule")), *words]
     ablation = part_name(dig(prune, "ablate"))
     marked = [f"(ablation: {ablation})"] if ablation else []
     return " ".join([*(word.replace("one shot", "one-shot") for word in words if word), *marked])
@@ -207,8 +213,13 @@ def method_words(recipe: Any) -> str:
 
 def pattern_words(recipe: Any) -> str:
     """Say what is removed together, or nothing when the recipe does not."""
-    pattern = dig(recipe, "prune", "pattern")
+    learnt = dig(recipe, "train", "parametrisation")
+    pattern = learnt or dig(recipe, "prune", "pattern")
     name = part_name(pattern)
+    if learnt:
+        units = name == "l0" and dig(learnt, "group") != "weight"
+        name = "nm" if name == "sr ste" else "channel" if units else "unstructured"
+        pattern = {"n": 2, "m": 4, **learnt} if isinstance(learnt, Mapping) else learnt
     if name == "nm":
         kept, of = dig(pattern, "n"), dig(pattern, "m")
         return f"{kept} of every {of} neighbouring weights are kept" if kept and of else "N of every M weights are kept"

@@ -143,7 +143,7 @@ class Reparametrised(nn.Module):
         super().__init__()
         self.model = model
         self.parametrisation = parametrisation
-        self._layouts, self._skipped = found.weights, found.skipped
+        self._found, self._layouts, self._skipped = found, found.weights, found.skipped
         numbers = torch.zeros(6, dtype=torch.int64, device="cpu")
         numbers[_VERSION], numbers[_IDENTITY], numbers[_SEED] = STATE_VERSION, self._identity(), seed
         self.register_buffer("progress", numbers)
@@ -189,6 +189,11 @@ class Reparametrised(nn.Module):
                     "the model before wrapping it, not the wrapper (latents are float32 then), or train under autocast"
                 )
         return Moment(self._parameters_of_model(), latents, self._layouts, int(self.progress[_STEPS]))
+
+    @property
+    def found(self) -> Found:
+        """The weights that are made, and what is left alone."""
+        return self._found
 
     @property
     def steps(self) -> int:
@@ -240,9 +245,10 @@ class Reparametrised(nn.Module):
 
     def report(self) -> FinishReport:
         """Return asked beside achieved, as things stand now."""
-        return self._report(self.masks())
+        return self.report_of(self.masks())
 
-    def _report(self, masks: Masks) -> FinishReport:
+    def report_of(self, masks: Masks) -> FinishReport:
+        """Return asked beside achieved under some masks, those that :meth:`finish_` returned for example."""
         rows = tuple(LayerReport(n, w.shape, w.numel, int(masks[n].sum())) for n, w in self._layouts.items())
         part = self.parametrisation
         kept, everything = sum(row.kept for row in rows), sum(row.total for row in rows)
@@ -272,7 +278,7 @@ class Reparametrised(nn.Module):
         own = self._parameters_of_model()
         for name, value in values.items():
             own[name].copy_(value)
-        report = self._report(masks)
+        report = self.report_of(masks)
         self.progress[_DONE] = 1
         empty = [row.name for row in report.layers if not row.kept]
         if empty:

@@ -96,7 +96,11 @@ class SparseTraining:
         self.method, self.dynamics = as_method(method), dynamics
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
         coupled = isinstance(self.method.pattern, Channel) and self.method.pattern.coupled
-        _check(self.method, dynamics, coupled, steps_per_epoch)
+        check_pair(self.method, dynamics)
+        if dynamics.unit == "epochs" and (steps_per_epoch is None or steps_per_epoch < 1):
+            raise TargetError(
+                f"{dynamics} counts epochs: pass steps_per_epoch, or use unit='steps'; got {steps_per_epoch}"
+            )
         if isinstance(batches, Iterator):
             raise MissingStatsError("batches is an iterator, which can be read once; pass a list or a function")
         self._steps_per_epoch = steps_per_epoch
@@ -330,7 +334,18 @@ class SparseTraining:
         self._keeper.set({name: mask.clone() for name, mask in state["masks"].items()})
 
 
-def _check(method: Method, dynamics: Dynamics, coupled: bool, steps_per_epoch: int | None) -> None:
+def check_pair(method: Method, dynamics: Dynamics) -> None:
+    """Refuse a method and dynamics that exclude each other.
+
+    Args:
+        method: What may go.
+        dynamics: How the masks move.
+
+    Raises:
+        RecipeError: Names both.
+        MissingStatsError: When the dynamics need what there is not.
+    """
+    coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
     if isinstance(dynamics, type) or not isinstance(dynamics, Dynamics):
         raise RecipeError(f"expected a Dynamics such as RigL(end=1000), got {dynamics!r}")
     if method.schedule != one_shot():
@@ -355,8 +370,6 @@ def _check(method: Method, dynamics: Dynamics, coupled: bool, steps_per_epoch: i
             f"{method.pattern} and {dynamics} exclude each other: it chooses among units of which any number may stay. "
             "Use unstructured, block or channel"
         )
-    if dynamics.unit == "epochs" and (steps_per_epoch is None or steps_per_epoch < 1):
-        raise TargetError(f"{dynamics} counts epochs: pass steps_per_epoch, or use unit='steps'; got {steps_per_epoch}")
 
 
 def _wide(values: Tensor) -> Tensor:
