@@ -415,3 +415,13 @@ def test_the_recursion_refuses_what_it_cannot_start_from() -> None:
         woodbury(torch.ones(2, 2), 0.0)
     with pytest.raises(MissingStatsError, match="no gradients"):
         woodbury(torch.ones(0, 2), 1.0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_weights_that_were_taken_out_before_are_refused(size: int) -> None:
+    """Of what the inverse no longer holds there is no loss: not torch's own error, nor 0 / 0."""
+    _, inverse, w = quadratic(4)
+    with pytest.raises(MissingStatsError, match="taken out of it before"):
+        remove(downdate(inverse, 1), w, torch.tensor([1, 2][:size]))
+    with pytest.raises(MissingStatsError, match="taken out of it before"):
+        group_losses(downdate(inverse, 1), w, size)
