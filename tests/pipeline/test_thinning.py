@@ -45,7 +45,10 @@ LEARNT: dict[str, dict[str, Any]] = {
         "parametrisation": {"name": "movement", "sparsity": 0.75, "schedule": CUBIC},
         "latents": {"lr": 0.01, "weight_decay": 0.0},
     },
-    "soft_movement": {"parametrisation": {"name": "soft_movement", "strength": 0.03, "threshold": -1.0}, "latents": {"lr": 3.0}},
+    "soft_movement": {
+        "parametrisation": {"name": "soft_movement", "strength": 0.03, "threshold": -1.0},
+        "latents": {"lr": 3.0},
+    },
     "sr_ste": {"parametrisation": {"name": "sr_ste", "n": 2, "m": 4}},
 }
 LEFT_ALONE = {"l0": "7*", "sr_ste": "0*"}  # the answers themselves; nine inputs are not a multiple of four
