@@ -117,7 +117,11 @@ WRONG = [
     ("prune.pattern", {"name": "nm", "n": 5, "m": 4}, "5:4 is not a pattern"),
     ("prune.allocate", "globl", "did you mean 'global'?"),
     ("prune.schedule", {"name": "iterative"}, "'iterative' needs rounds"),
-    ("prune.schedule", {"name": "iterative", "rounds": 0}, "at least one update"),
+    (
+        "prune.schedule",
+        {"name": "iterative", "rounds": 0},
+        "the number of updates must be a whole number of at least 1, got 0",
+    ),
     ("prune.schedule", {"name": "cubic", "begin": 0, "end": 10, "every": 3}, "does not divide"),
     ("prune.when", "now", "prune.when: got 'now'"),
     ("prune.when", "during", "'rounds' exclude each other"),

@@ -147,7 +147,7 @@ def test_bad_spans(make, arguments: dict[str, float], field: str) -> None:
 
 def test_bad_counts() -> None:
     for make in (lambda: iterative(rounds=0), lambda: iterative(rounds=-1), lambda: Schedule("linear", 0)):
-        with pytest.raises(TargetError, match="at least one update"):
+        with pytest.raises(TargetError, match="updates must be a whole number of at least 1"):
             make()
     for at in (-1, math.nan, math.inf):
         with pytest.raises(TargetError, match="begin"):

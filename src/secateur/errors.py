@@ -7,6 +7,7 @@ catching its bugs. The command line turns any of them into one message and exit 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -92,6 +93,56 @@ def check_choice(what: str, value: object, choices: Iterable[object]) -> None:
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in valid):
         hint = nearest(value, map(str, valid)) if isinstance(value, str) else "valid: " + ", ".join(map(repr, valid))
         raise UnknownNameError(f"{what} is {value!r}; {hint}")
+
+
+def check_number(
+    what: str,
+    value: object,
+    *,
+    least: float = 0.0,
+    above: bool = False,
+    most: float = math.inf,
+    below: bool = False,
+    error: type[SecateurError] = RecipeError,
+) -> None:
+    """Refuse what is no finite number of a range: a text, a truth value, NaN.
+
+    Args:
+        what: Which option, for the message: ``"l1: strength"``.
+        value: What was given.
+        least: The least that it may be; minus infinity for none.
+        above: Whether it must be more than that.
+        most: The most that it may be.
+        below: Whether it must be less than that.
+        error: What to raise.
+
+    Raises:
+        SecateurError: Of that type; says what came and what was expected.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if number and not (value < least or value > most or (above and value == least) or (below and value == most)):  # type: ignore[operator]
+        return
+    if least == -math.inf and most == math.inf:
+        raise error(f"{what} must be a finite number, got {value!r}")
+    lower = f"{'above' if above else 'of at least'} {least:g}" if least > -math.inf else ""
+    upper = f"{'below' if below else 'at most'} {most:g}" if most < math.inf else ""
+    raise error(f"{what} must be a number {' and '.join(filter(None, (lower, upper)))}, got {value!r}")
+
+
+def check_whole(what: str, value: object, *, least: int = 1, error: type[SecateurError] = RecipeError) -> None:
+    """Refuse what is no whole number, or too small.
+
+    Args:
+        what: Which option, for the message.
+        value: What was given.
+        least: The least that it may be.
+        error: What to raise.
+
+    Raises:
+        SecateurError: Of that type; says what came and what was expected.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise error(f"{what} must be a whole number of at least {least}, got {value!r}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

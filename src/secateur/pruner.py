@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError
+from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError, check_whole
 from secateur.masking import Masking, WeightMasking
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
@@ -272,6 +272,8 @@ class Pruner:
             CheckpointError: When the state is of another version or lacks an entry.
             WeightError: When its masks do not fit the model.
         """
+        if not isinstance(state, Mapping) or not isinstance(state.get("masks", {}), Mapping):
+            raise CheckpointError(f"expected the state of a Pruner, got {type(state).__name__}")
         missing = {"version", "method", "steps", "updates", "asked", "masks"} - state.keys()
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
@@ -282,7 +284,9 @@ class Pruner:
             )
         check_masks(self.model, state["masks"])
         self._masking.check(state["masks"])
-        if state["steps"] < 0 or not 0 <= state["updates"] <= self.method.schedule.updates:
+        for name in ("steps", "updates"):
+            check_whole(f"this pruner state: {name}", state[name], least=0, error=CheckpointError)
+        if state["updates"] > self.method.schedule.updates:
             raise CheckpointError(
                 f"this pruner state stands at step {state['steps']}, update {state['updates']} of "
                 f"{self.method.schedule.updates}: it comes from another schedule"

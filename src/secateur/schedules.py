@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import TargetError, check_choice
+from secateur.errors import TargetError, check_choice, check_number, check_whole
 from secateur.registry import Registry
 
 Unit = Literal["steps", "epochs", "rounds"]
@@ -65,14 +65,12 @@ class Schedule:
     def __post_init__(self) -> None:
         check_choice("schedule: curve", self.curve, _CURVES)
         check_choice("schedule: unit", self.unit, get_args(Unit))
-        if self.updates < 1:
-            raise TargetError(f"a schedule needs at least one update, got {self.updates}")
-        if self.begin < 0 or not math.isfinite(self.begin):
-            raise TargetError(f"schedule: begin must be >= 0, got {self.begin}")
-        if self.updates > 1 and not (self.every > 0 and math.isfinite(self.every)):
-            raise TargetError(f"schedule: every must be > 0, got {self.every}")
-        if self.initial is not None and not 0.0 <= self.initial < 1.0:
-            raise TargetError(f"schedule: initial sparsity must lie in [0, 1), got {self.initial}")
+        check_whole("schedule: the number of updates", self.updates, error=TargetError)
+        check_number("schedule: begin", self.begin, error=TargetError)
+        if self.updates > 1:
+            check_number("schedule: every", self.every, above=True, error=TargetError)
+        if self.initial is not None:
+            check_number("schedule: the initial sparsity", self.initial, most=1.0, below=True, error=TargetError)
 
     def level(self, update: int, final: float) -> float:
         """Sparsity that holds after update number ``update``.
@@ -244,10 +242,9 @@ def cubic(*, begin: float, end: float, every: float = 1, unit: Unit = "steps", i
 
 
 def _spanning(curve: str, begin: float, end: float, every: float, unit: Unit, initial: float) -> Schedule:
-    if not all(map(math.isfinite, (begin, end, every))) or not every > 0:
-        raise TargetError(
-            f"schedule: begin and end must be finite, every > 0; got begin={begin}, end={end}, every={every}"
-        )
+    check_number("schedule: begin", begin, error=TargetError)
+    check_number("schedule: end", end, error=TargetError)
+    check_number("schedule: every", every, above=True, error=TargetError)
     if not end > begin:
         raise TargetError(f"schedule: end must be after begin, got begin={begin}, end={end}")
     intervals = (end - begin) / every

@@ -295,7 +295,7 @@ def test_refusals() -> None:
         ({"cut": 1.5}, "cut must be a number of at least 0 and at most 1"),
         ({"memory": -0.1}, "memory"),
         ({"wanted": math.nan}, "wanted"),
-        ({"every": 0}, "every must be a number of at least 1"),
+        ({"every": 0}, "every must be a whole number of at least 1"),
     ):
         with pytest.raises(RecipeError, match=words):
             WeightElimination(**options)

@@ -238,7 +238,7 @@ def test_a_convolutional_network_on_digits_gets_smaller_behind_its_batch_norm() 
 def test_refusals() -> None:
     with pytest.raises(RecipeError, match="strength must be a number of at least 0, got -1"):
         L0(-1)
-    with pytest.raises(RecipeError, match="dropped must lie inside"):
+    with pytest.raises(RecipeError, match="dropped must be a number above 0 and below 1"):
         L0(dropped=1.0)
     with pytest.raises(UnknownNameError, match="did you mean 'output'"):
         L0(group="outputs")  # type: ignore[arg-type]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, check_whole
 from secateur.patterns import NM, Channel
 from secateur.scores import Random
 from secateur.types import Masks, Pattern, Tensors, Weight
@@ -24,8 +24,8 @@ class Shuffle:
     Units are the pattern's own: weights, blocks, or channels with their biases; blocks at a ragged edge change places
     with their like, and N:M is permuted within each group of M, so that every layer keeps exactly the number of weights
     that it had. In later rounds only what is still there is permuted: pruned stays pruned. A method that is no better
-    than its shuffled self has found proportions of layers, not weights. The masks are drawn as those of
-    ``random_masks`` are.
+    than its shuffled self has found proportions of layers, not weights. In one shot it is ``random_masks`` with other
+    numbers; over several rounds it draws anew each time.
 
     Args:
         seed: Seed of the permutations; layers and rounds get different ones.
@@ -39,6 +39,9 @@ class Shuffle:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("shuffle: seed", self.seed, least=0)
 
     @property
     def restarts(self) -> bool:
@@ -55,14 +58,13 @@ class Shuffle:
 
     def masks(self, weights: Mapping[str, Weight], pattern: Pattern, masks: Masks, previous: Tensors | None) -> Masks:
         """Return the masks, permuted layer by layer."""
-        out: Masks = {}
-        for name, weight in weights.items():
-            kept, alive, kinds = _units(weight, pattern, masks[name], None if previous is None else previous[name])
+
+        def order(weight: Weight, kept: Tensor) -> Tensor:
             # The number kept tells one round from another; there is no other state.
-            seed = zlib.crc32(f"{self.seed}/{name}/{int(kept.sum())}".encode())
-            keys = torch.rand(kept.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            out |= pattern.expand(weight, _moved(kept, alive, kinds, keys).to(masks[name].device))
-        return out
+            seed = zlib.crc32(f"{self.seed}/{weight.name}/{int(kept.sum())}".encode())
+            return torch.rand(kept.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+        return _as_many(weights, pattern, masks, previous, order)
 
     def restart_(self, model: nn.Module) -> None:
         """Do nothing."""
@@ -75,8 +77,8 @@ class RandomMasks:
     .. math:: M_l = \text{the } k_l \text{ highest of } S \sim U(0, 1), \qquad k_l = \|M_l\|_0 \text{ of the method}
 
     The random baseline of the same layerwise proportions. Within the groups of N:M, and among blocks of one size at a
-    ragged edge, as many stay as in the method's own masks. Where ``shuffle`` draws anew in each round, the random score
-    ranks the survivors as before.
+    ragged edge, as many stay as in the method's own masks. One random score ranks the units in all rounds, where
+    ``shuffle`` draws anew in each.
 
     Args:
         seed: Seed of the score.
@@ -90,6 +92,9 @@ class RandomMasks:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("random_masks: seed", self.seed, least=0)
 
     @property
     def restarts(self) -> bool:
@@ -107,17 +112,11 @@ class RandomMasks:
     def masks(self, weights: Mapping[str, Weight], pattern: Pattern, masks: Masks, previous: Tensors | None) -> Masks:
         """Return masks of the same size, layer by layer."""
         scores = Random(self.seed)({name: torch.empty(w.shape) for name, w in weights.items()}, {})
-        out: Masks = {}
-        for name, weight in weights.items():
-            kept, alive, kinds = _units(weight, pattern, masks[name], None if previous is None else previous[name])
-            keys = pattern.reduce(weight, scores[name]).double()
-            # Of each kind of unit, the kept flags go to the highest scores.
-            ordered = torch.zeros_like(kept)
-            where = alive.nonzero().flatten()
-            order = where[_by(kinds[where], kept[where].double())]
-            ordered[_by_kind(where, kinds)] = kept[order]
-            out |= pattern.expand(weight, _moved(ordered, alive, kinds, keys).to(masks[name].device))
-        return out
+
+        def order(weight: Weight, kept: Tensor) -> Tensor:
+            return pattern.reduce(weight, scores[weight.name]).double()
+
+        return _as_many(weights, pattern, masks, previous, order)
 
     def restart_(self, model: nn.Module) -> None:
         """Do nothing."""
@@ -133,26 +132,36 @@ def _check_pattern(name: str, pattern: object) -> None:
         raise RecipeError(f"prune.ablate '{name}' does not know which units of {pattern} may change places")
 
 
-def _units(weight: Weight, pattern: Pattern, mask: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for every unit: whether it is kept, whether it was there before, and with which others it may change."""
-    kept = pattern.reduce(weight, mask.cpu())
-    alive = torch.ones_like(kept) if previous is None else pattern.reduce(weight, previous.cpu())
-    if isinstance(pattern, NM):
-        return kept, alive, torch.arange(kept.numel()) // pattern.m
-    sizes = pattern.sizes(weight)
-    return kept, alive, sizes.cpu().long() if isinstance(sizes, Tensor) else torch.zeros(kept.numel(), dtype=torch.long)
-
-
-def _moved(kept: Tensor, alive: Tensor, kinds: Tensor, keys: Tensor) -> Tensor:
-    """Give the flags of the living units, kind by kind and in their order, to those units in the order of the keys."""
-    out = torch.zeros_like(kept)
-    where = alive.nonzero().flatten()
-    out[where[_by(kinds[where], keys[where])]] = kept[_by_kind(where, kinds)]
+def _as_many(
+    weights: Mapping[str, Weight],
+    pattern: Pattern,
+    masks: Masks,
+    previous: Tensors | None,
+    scored: Callable[[Weight, Tensor], Tensor],
+) -> Masks:
+    """Return masks that keep as many units of each kind in every layer, those with the highest scores."""
+    out: Masks = {}
+    for name, weight in weights.items():
+        kept = pattern.reduce(weight, masks[name].cpu())
+        alive = torch.ones_like(kept) if previous is None else pattern.reduce(weight, previous[name].cpu())
+        kinds = _kinds(weight, pattern, kept.numel())
+        scores = scored(weight, kept).masked_fill(~alive, -torch.inf)
+        # By kind, and within a kind by score, falling: the first of each kind stay, as many as did.
+        order = _by(kinds, -scores)
+        place = torch.arange(kept.numel()) - torch.searchsorted(kinds[order], kinds[order])
+        many = torch.zeros(int(kinds.max()) + 1, dtype=torch.long).index_add(0, kinds, kept.long())
+        chosen = torch.zeros_like(kept)
+        chosen[order] = place < many[kinds[order]]
+        out |= pattern.expand(weight, chosen.to(masks[name].device))
     return out
 
 
-def _by_kind(where: Tensor, kinds: Tensor) -> Tensor:
-    return where[torch.sort(kinds[where], stable=True).indices]
+def _kinds(weight: Weight, pattern: Pattern, count: int) -> Tensor:
+    """Number the units such that those of one number may change places: groups of N:M, blocks of one size."""
+    if isinstance(pattern, NM):
+        return torch.arange(count) // pattern.m
+    sizes = pattern.sizes(weight)
+    return sizes.cpu().long() if isinstance(sizes, Tensor) else torch.zeros(count, dtype=torch.long)
 
 
 def _by(kinds: Tensor, keys: Tensor) -> Tensor:

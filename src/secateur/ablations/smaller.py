@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from secateur.ablations.weights import reinitialise_
-from secateur.errors import TargetError, check_choice
+from secateur.errors import TargetError, check_choice, check_whole
 from secateur.types import Tensors
 
 By = Literal["parameters", "macs"]
@@ -44,8 +44,8 @@ class SmallerDense:
 
     def __post_init__(self) -> None:
         check_choice("smaller_dense: by", self.by, get_args(By))
-        if isinstance(self.align, bool) or self.align < 1:
-            raise TargetError(f"smaller_dense: align must be a whole number of at least 1, got {self.align!r}")
+        check_whole("smaller_dense: seed", self.seed, least=0)
+        check_whole("smaller_dense: align", self.align, error=TargetError)
 
     def build(self, model: nn.Module, masks: Tensors, example_inputs: Any) -> nn.Module:
         """Return the smaller network; see :func:`smaller_dense`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from secateur.errors import RecipeError, WeightError
+from secateur.errors import RecipeError, WeightError, check_whole
 from secateur.masks import apply_masks_, check_masks
 from secateur.types import Masks, Pattern, Tensors, Weight
 
@@ -37,6 +37,9 @@ class Reinitialise:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("reinitialise: seed", self.seed, least=0)
 
     @property
     def restarts(self) -> bool:

@@ -1,9 +1,8 @@
-"""What all penalties on weights share: which parameters they press on, and numbers that make sense."""
+"""What all penalties on weights share: which parameters they press on."""
 
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Collection, Sequence
 
 from torch.nn import Module
@@ -63,22 +62,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(n, p) for n in (name, module) for p in patterns)
 
 
-def check_number(where: str, value: float, *, least: float = 0.0, above: bool = False, most: float = math.inf) -> None:
-    """Refuse what is no number of a range.
-
-    Args:
-        where: What it is, for the message: ``"l1: strength"``.
-        value: The number; finite.
-        least: The least that it may be.
-        above: Whether it must be more than that.
-        most: The most.
+def settle(penalty: object, *options: str) -> None:
+    """Turn lists among a frozen penalty's options into tuples.
 
     Raises:
-        RecipeError: Says what came and what was expected.
+        RecipeError: On a text where a list is expected, which would fall apart into letters.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < least or value > most or (above and value == least):
-        upper = f" and at most {most:g}" if most < math.inf else ""
-        raise RecipeError(
-            f"{where} must be a number {'above' if above else 'of at least'} {least:g}{upper}, got {value!r}"
-        )
+    for option in options:
+        value = getattr(penalty, option)
+        if isinstance(value, str):
+            raise RecipeError(f"{type(penalty).__name__}: {option} must be a list, got {value!r}; write [{value!r}]")
+        object.__setattr__(penalty, option, tuple(value))

@@ -39,7 +39,7 @@ class PenalisedActivity:
     """
 
     def __init__(self, model: nn.Module, penalty: ActivityPenalty) -> None:
-        if not isinstance(penalty, ActivityPenalty):
+        if isinstance(penalty, type) or not isinstance(penalty, ActivityPenalty):
             raise RecipeError(f"expected an ActivityPenalty such as Chauvin(1e-4), got {penalty!r}")
         self.penalty = penalty
         self._model = model

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from secateur.errors import RecipeError, WeightError, nearest
-from secateur.penalties._weights import check_number
+from secateur.errors import RecipeError, WeightError, check_number, nearest
+from secateur.penalties._weights import settle
 
 _NOT_HIDDEN = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.MultiheadAttention)
 
@@ -67,8 +67,7 @@ class Chauvin:
         check_number("chauvin: strength", self.strength)
         if self.order not in (0, 1, 2):
             raise RecipeError(f"chauvin: order must be 0, 1 or 2, got {self.order!r}")
-        object.__setattr__(self, "include", tuple(self.include))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        settle(self, "include", "exclude")
 
     def modules(self, model: Module) -> tuple[str, ...]:
         """Return the names of the modules that pass the filters.

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from secateur.errors import check_number
 from secateur.penalties._shrink import shrunk
 from secateur.penalties._units import By, check_units, parameters_by, scaled, units_of
-from secateur.penalties._weights import check_number
+from secateur.penalties._weights import settle
 from secateur.types import CoupledGroup, Tensors
 
 
@@ -76,8 +77,7 @@ class GroupLasso:
 
     def __post_init__(self) -> None:
         check_number("group_lasso: strength", self.strength)
-        for name in ("include", "exclude", "groups"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        settle(self, "include", "exclude", "groups")
         check_units("group_lasso", self.by, self.groups)
 
     def parameters(self, model: Module) -> tuple[str, ...]:

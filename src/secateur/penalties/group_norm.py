@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from secateur.errors import check_number, check_whole
 from secateur.penalties._units import By, Units, check_units, parameters_by, scaled, units_of
-from secateur.penalties._weights import check_number
+from secateur.penalties._weights import settle
 from secateur.types import CoupledGroup, Tensors
 
 
@@ -59,9 +60,8 @@ class GroupNorm:
     def __post_init__(self) -> None:
         check_number("group_norm: strength", self.strength)
         check_number("group_norm: alpha", self.alpha, most=64.0)
-        check_number("group_norm: every", self.every, least=1)
-        for name in ("include", "exclude", "groups"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_whole("group_norm: every", self.every)
+        settle(self, "include", "exclude", "groups")
         check_units("group_norm", self.by, self.groups)
 
     def parameters(self, model: Module) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from secateur.errors import RecipeError
+from secateur.errors import RecipeError, check_number, check_whole
 from secateur.penalties._units import By, check_units, parameters_by, scaled, units_of
-from secateur.penalties._weights import check_number
+from secateur.penalties._weights import settle
 from secateur.select import keep_top_k
 from secateur.types import CoupledGroup, Tensors
 
@@ -72,10 +72,9 @@ class Growing:
         check_number("growing: share", self.share, most=1.0)
         check_number("growing: strength", self.strength, above=True)
         check_number("growing: step", self.step)
-        check_number("growing: every", self.every, least=1)
+        check_whole("growing: every", self.every)
         check_number("growing: ceiling", self.ceiling, least=self.strength)
-        for name in ("include", "exclude", "groups"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        settle(self, "include", "exclude", "groups")
         check_units("growing", self.by, self.groups)
 
     def parameters(self, model: Module) -> tuple[str, ...]:

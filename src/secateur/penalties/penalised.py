@@ -48,9 +48,9 @@ class Penalised:
     """
 
     def __init__(self, model: nn.Module, penalty: Penalty, *, optimizer: Optimizer | None = None) -> None:
-        if isinstance(penalty, ActivityPenalty):
+        if isinstance(penalty, ActivityPenalty) and not isinstance(penalty, type):
             raise RecipeError(f"{penalty} presses on activations; use PenalisedActivity(model, penalty)")
-        if not isinstance(penalty, Penalty):
+        if isinstance(penalty, type) or not isinstance(penalty, Penalty):
             raise RecipeError(f"expected a Penalty such as ScaleL1(1e-4), got {penalty!r}")
         self.penalty = penalty
         names = dict.fromkeys(penalty.parameters(model))
@@ -191,6 +191,8 @@ class Penalised:
         shapes = {n: tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for n, t in own.items()}
         if shapes != {n: tuple(t.shape) for n, t in self._state.items()}:
             raise CheckpointError(f"the penalty's state does not fit this model: it has {shapes}")
+        if steps < 0:
+            raise CheckpointError(f"the penalty's state stands at step {steps}: it is damaged")
         self._state = {n: own[n].detach().clone().to(t) for n, t in self._state.items()}
         self._steps, self._loss = steps, None if loss is None else float(loss)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +9,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.errors import RecipeError, WeightError
+from secateur.errors import WeightError, check_number
+from secateur.penalties._weights import pressed_on, settle
 from secateur.types import Tensors
 
 
@@ -57,25 +56,20 @@ class ScaleL1:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < math.inf:
-            raise RecipeError(f"scale_l1: strength must be a number of at least 0, got {self.strength!r}")
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        check_number("scale_l1: strength", self.strength)
+        settle(self, "exclude")
 
     def parameters(self, model: Module) -> tuple[str, ...]:
         """Return the scales of the batch norms.
 
         Raises:
-            WeightError: When there are none.
+            WeightError: When there are none, or a pattern matches nothing.
         """
-        found = []
-        for path, module in model.named_modules():
-            name = f"{path}.weight" if path else "weight"
-            left_out = any(fnmatch.fnmatchcase(n, p) for n in (path, name) for p in self.exclude)
-            if isinstance(module, _BatchNorm) and module.weight is not None and not left_out:
-                found.append(name)
-        if not found:
-            raise WeightError(f"{self} presses on the scales of batch norms, and the model has none that it may")
-        return tuple(found)
+        norms = {path: m for path, m in model.named_modules() if isinstance(m, _BatchNorm) and m.weight is not None}
+        if not norms:
+            raise WeightError(f"{self} presses on the scales of batch norms, and {type(model).__name__} has none")
+        scales = {f"{path}.weight" if path else "weight" for path in norms}
+        return pressed_on(model, (), self.exclude, only=scales)
 
     def start(self, weights: Tensors) -> dict[str, Tensor]:
         """Return nothing: no step differs from another."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from secateur.penalties._weights import check_number, pressed_on
+from secateur.errors import check_number
+from secateur.penalties._weights import pressed_on, settle
 from secateur.types import Tensors
 
 
@@ -56,8 +57,7 @@ class WeightDecay:
 
     def __post_init__(self) -> None:
         check_number("weight_decay: strength", self.strength)
-        object.__setattr__(self, "include", tuple(self.include))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        settle(self, "include", "exclude")
 
     def parameters(self, model: Module) -> tuple[str, ...]:
         """Return the names of the parameters that pass the filters.

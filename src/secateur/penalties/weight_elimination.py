@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from secateur.errors import MissingStatsError
-from secateur.penalties._weights import check_number, pressed_on
+from secateur.errors import MissingStatsError, check_number, check_whole
+from secateur.penalties._weights import pressed_on, settle
 from secateur.types import Tensors
 
 
@@ -41,9 +41,11 @@ class WeightElimination:
     else: high and staying so                :math:`\lambda` is multiplied by ``cut``
     ======================================== ====================================================
 
-    The rule follows the paper, which compares the errors of whole epochs: there ``every`` is the number of steps in
-    one. That the first :math:`E_n` only starts the comparison, that :math:`\lambda` stops at zero, and the defaults of
-    ``memory`` and ``every`` are decided here. There is no proximal step: the penalty is not convex.
+    The paper starts from zero, raises :math:`\lambda` while the error falls and cuts it back when it rises, comparing
+    errors of whole epochs: for that, let ``every`` be the number of steps in one. The three cases and their numbers are
+    written from memory of it and were not compared with its text: take all defaults, ``delta`` and ``cut`` included,
+    as this library's own. So is that the first :math:`E_n` only starts the comparison, and that :math:`\lambda` stops
+    at zero. There is no proximal step: the penalty is not convex.
 
     Args:
         strength: :math:`\lambda`, or nothing for one that follows the error.
@@ -87,9 +89,8 @@ class WeightElimination:
         check_number("weight_elimination: cut", self.cut, most=1.0)
         check_number("weight_elimination: memory", self.memory, most=1.0)
         check_number("weight_elimination: wanted", self.wanted, least=-math.inf)
-        check_number("weight_elimination: every", self.every, least=1)
-        object.__setattr__(self, "include", tuple(self.include))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        check_whole("weight_elimination: every", self.every)
+        settle(self, "include", "exclude")
 
     @property
     def follows_loss(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.errors import DataError, RecipeError
+from secateur.errors import DataError, check_number
 from secateur.registry import Registry
 
 # Shapes: N samples, C classes, * positions
@@ -65,8 +64,8 @@ class SoftTargets:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
-        _check_temperature(self.temperature)
+        check_number("distill: weight", self.weight, most=1.0)
+        check_number("distill: temperature", self.temperature, above=True)
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -102,7 +101,7 @@ class Outputs:
     weight: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        check_number("distill: weight", self.weight, most=1.0)
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -137,7 +136,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
         RecipeError: When the temperature is not above 0.
 
     Example:
-        >>> import torch
+        >>> import math, torch
         >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3.0)]])
         >>> round(float(distillation_loss(student, teacher)), 4)  # 1/4 log(1/2) + 3/4 log(3/2)
         0.1308
@@ -145,7 +144,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     References:
         Geoffrey Hinton, Oriol Vinyals, Jeff Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    _check_temperature(temperature)
+    check_number("distill: temperature", temperature, above=True)
     _check_outputs(student, teacher)
     if student.dim() < 2 or not -student.dim() <= dim < student.dim():
         raise DataError(
@@ -166,16 +165,6 @@ def _check_outputs(student: Tensor, teacher: Tensor) -> None:
         )
     if not student.is_floating_point():
         raise DataError(f"distillation needs floating-point outputs, got {student.dtype}")
-
-
-def _check_weight(weight: float) -> None:
-    if not 0.0 <= weight <= 1.0:
-        raise RecipeError(f"distill: weight is a part of the loss and lies in [0, 1], got {weight}")
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (temperature > 0.0 and math.isfinite(temperature)):
-        raise RecipeError(f"distill: temperature must be above 0, got {temperature}")
 
 
 DISTILLATIONS = Registry("distill", {"soft_targets": SoftTargets, "outputs": Outputs})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
-from secateur.errors import RecipeError, check_choice
+from secateur.errors import RecipeError, check_choice, check_number, check_whole
 
 
 class Start(NamedTuple):
@@ -75,8 +75,8 @@ class FineTune:
 
     def __post_init__(self) -> None:
         _check_epochs(self.epochs)
-        if self.lr is not None and not self.lr > 0:
-            raise RecipeError(f"recover.lr must be > 0, got {self.lr}")
+        if self.lr is not None:
+            check_number("recover.lr", self.lr, above=True)
 
     @property
     def rewinds_weights(self) -> bool:
@@ -176,8 +176,8 @@ class WeightRewinding:
             _check_epochs(self.epochs)
             if self.unit != "epochs":
                 raise RecipeError("recover.unit says what rewind_to counts; epochs are epochs: leave unit out")
-        if self.rewind_to is not None and self.rewind_to < 0:
-            raise RecipeError(f"recover.rewind_to must be at least 0 (the initial weights), got {self.rewind_to}")
+        if self.rewind_to is not None:
+            check_whole("recover.rewind_to (0 = the initial weights)", self.rewind_to, least=0)
 
     @property
     def rewinds_weights(self) -> bool:
@@ -228,8 +228,9 @@ class WeightRewinding:
 
 
 def _check_epochs(epochs: int) -> None:
-    if epochs < 1:
-        raise RecipeError(f"recover.epochs must be at least 1, got {epochs}; to skip retraining use the name 'nothing'")
+    if epochs == 0:
+        raise RecipeError("recover.epochs must be at least 1, got 0; to skip retraining use the name 'nothing'")
+    check_whole("recover.epochs", epochs)
 
 
 def _check_reach(epochs: int, trained: int) -> None:

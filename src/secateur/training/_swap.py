@@ -1,4 +1,4 @@
-"""What the dynamics share: whole numbers that make sense, and dropping and growing as many units."""
+"""What the dynamics share: their clock, and dropping and growing as many units."""
 
 from __future__ import annotations
 
@@ -9,38 +9,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from secateur.errors import RecipeError
 from secateur.select import keep_top_k
 from secateur.types import Connections, Move, Turn
 
 Growth = Callable[[str, Connections], Tensor]
 """Says of each unit how much it deserves to grow; only inactive ones are asked."""
-
-
-def check_whole(method: str, at_least: int = 1, **values: int) -> None:
-    """Refuse what is no whole number, or too small.
-
-    Args:
-        method: Whose options they are, for the message.
-        at_least: The smallest value.
-        **values: Options by name.
-
-    Raises:
-        RecipeError: Names the option.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise RecipeError(f"{method}: {name} must be a whole number of at least {at_least}, got {value!r}")
-
-
-def check_fraction(method: str, fraction: float) -> None:
-    """Refuse what is no fraction.
-
-    Raises:
-        RecipeError: Says what it is.
-    """
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
-        raise RecipeError(f"{method}: fraction must lie in [0, 1], got {fraction!r}")
 
 
 def cosine(fraction: float, progress: float) -> float:

@@ -1,34 +1,11 @@
-"""What all parametrisations do with numbers and tensors."""
+"""What all parametrisations do with tensors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from secateur.errors import RecipeError
-
-
-def at_least(what: str, value: float, low: float) -> None:
-    """Refuse a number below a limit, or none.
-
-    Raises:
-        RecipeError: Names the option and the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
-        raise RecipeError(f"{what} must be a number of at least {low:g}, got {value!r}")
-
-
-def finite(what: str, value: float) -> None:
-    """Refuse a number that is not finite.
-
-    Raises:
-        RecipeError: Names the option and the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecipeError(f"{what} must be a finite number, got {value!r}")
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import RecipeError, check_choice
-from secateur.training._swap import check_whole
+from secateur.errors import RecipeError, check_choice, check_whole
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -64,8 +63,12 @@ class ACDC:
 
     def __post_init__(self) -> None:
         check_choice("ac_dc: unit", self.unit, get_args(Unit))
-        check_whole("ac_dc", total=self.total, warm_up=self.warm_up, sparse=self.sparse, dense=self.dense)
-        check_whole("ac_dc", last_dense=self.last_dense, last_sparse=self.last_sparse)
+        check_whole("ac_dc: total", self.total)
+        check_whole("ac_dc: warm_up", self.warm_up)
+        check_whole("ac_dc: sparse", self.sparse)
+        check_whole("ac_dc: dense", self.dense)
+        check_whole("ac_dc: last_dense", self.last_dense)
+        check_whole("ac_dc: last_sparse", self.last_sparse)
         fixed = self.warm_up + self.sparse + self.last_dense + self.last_sparse
         pairs, over = divmod(self.total - fixed, self.sparse + self.dense)
         if pairs < 0 or over:

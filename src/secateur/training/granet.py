@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from secateur.errors import RecipeError, TargetError
+from secateur.errors import RecipeError, TargetError, check_number, check_whole
 from secateur.schedules import Schedule, cubic
-from secateur.training._swap import check_fraction, check_whole, cosine, moved, swap
+from secateur.training._swap import cosine, moved, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -49,9 +49,10 @@ class GraNet:
     unit: Unit = "epochs"
 
     def __post_init__(self) -> None:
-        check_fraction("granet", self.fraction)
-        check_whole("granet", end=self.end, every=self.every)
-        check_whole("granet", 0, begin=self.begin)
+        check_number("granet: fraction", self.fraction, most=1.0)
+        check_whole("granet: end", self.end)
+        check_whole("granet: every", self.every)
+        check_whole("granet: begin", self.begin, least=0)
         try:
             _ = self.schedule
         except TargetError as error:

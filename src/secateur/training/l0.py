@@ -10,10 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import PatternError, RecipeError, check_choice
+from secateur.errors import PatternError, check_choice, check_number
 from secateur.patterns import Channel
 from secateur.patterns._layout import from_oki, oki_shape
-from secateur.training._tensors import at_least, total, wide
+from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
 Group = Literal["unit", "input", "output", "weight"]
@@ -100,11 +100,10 @@ class L0:
     dropped: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least("l0: strength", self.strength, 0.0)
-        at_least("l0: l2", self.l2, 0.0)
+        check_number("l0: strength", self.strength)
+        check_number("l0: l2", self.l2)
         check_choice("l0: group", self.group, get_args(Group))
-        if not 0.0 < self.dropped < 1.0:
-            raise RecipeError(f"l0: dropped must lie inside (0, 1), got {self.dropped!r}")
+        check_number("l0: dropped", self.dropped, above=True, most=1.0, below=True)
 
     def _side(self, weight: Weight) -> Group:
         if self.group != "unit":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import TargetError
+from secateur.errors import TargetError, check_number
 from secateur.schedules import Schedule, cubic
 from secateur.select import keep_top_k
 from secateur.training._tensors import wide
@@ -59,8 +59,7 @@ class Movement:
     schedule: Schedule = field(default_factory=lambda: cubic(begin=100, end=1000, every=10))
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, bool) or not 0.0 <= self.sparsity < 1.0:
-            raise TargetError(f"movement: sparsity must lie in [0, 1), got {self.sparsity!r}")
+        check_number("movement: sparsity", self.sparsity, most=1.0, below=True, error=TargetError)
         if self.schedule.unit != "steps":
             raise TargetError(
                 f"movement: the schedule counts {self.schedule.unit}, and masks are made anew at optimizer steps; give "

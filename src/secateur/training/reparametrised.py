@@ -133,7 +133,7 @@ class Reparametrised(nn.Module):
         example_inputs: Any = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(parametrisation, Parametrisation):
+        if isinstance(parametrisation, type) or not isinstance(parametrisation, Parametrisation):
             raise RecipeError(f"expected a Parametrisation such as L0(1e-5), got {parametrisation!r}")
         found = find_prunable(model, include=include, exclude=exclude, types=types)
         _refuse_ties(found)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import RecipeError, check_choice
-from secateur.training._swap import check_fraction, check_whole, cosine, moved, swap
+from secateur.errors import RecipeError, check_choice, check_number, check_whole
+from secateur.training._swap import cosine, moved, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -62,9 +62,10 @@ class RigL:
 
     def __post_init__(self) -> None:
         check_choice("rigl: unit", self.unit, get_args(Unit))
-        check_fraction("rigl", self.fraction)
-        check_whole("rigl", end=self.end, every=self.every)
-        check_whole("rigl", 0, begin=self.begin)
+        check_number("rigl: fraction", self.fraction, most=1.0)
+        check_whole("rigl: end", self.end)
+        check_whole("rigl: every", self.every)
+        check_whole("rigl: begin", self.begin, least=0)
         if (self.begin or self.every) >= self.end:
             raise RecipeError(
                 f"rigl: with begin={self.begin} and every={self.every} no move falls before end={self.end}: nothing "

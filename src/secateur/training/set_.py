@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import RecipeError, check_choice
-from secateur.training._swap import check_fraction, check_whole, moved, noise, swap
+from secateur.errors import RecipeError, check_choice, check_number, check_whole
+from secateur.training._swap import moved, noise, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -51,11 +51,11 @@ class SET:
 
     def __post_init__(self) -> None:
         check_choice("set: unit", self.unit, get_args(Unit))
-        check_fraction("set", self.fraction)
-        check_whole("set", 0, seed=self.seed)
-        check_whole("set", every=self.every)
+        check_number("set: fraction", self.fraction, most=1.0)
+        check_whole("set: seed", self.seed, least=0)
+        check_whole("set: every", self.every)
         if self.end is not None:
-            check_whole("set", end=self.end)
+            check_whole("set: end", self.end)
             if self.end < self.every:
                 raise RecipeError(f"set: no interval of every={self.every} ends by end={self.end}: nothing would move")
 

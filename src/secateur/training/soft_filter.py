@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from secateur.errors import RecipeError, check_choice
-from secateur.training._swap import check_whole
+from secateur.errors import RecipeError, check_choice, check_whole
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -19,7 +18,7 @@ class SoftFilter:
     Which they are is the method's business: in the paper a filter's L2 norm and one fraction of every layer,
     ``Method(target=target, pattern=Channel(reduce_by="l2"), allocate=Layerwise())``. In between nothing is masked, and
     a filter that the loss asks for grows back. The last time masks them for good, and ``secateur.shrink_`` with these
-    masks cuts them out. Turnum stays, as in the paper.
+    masks cuts them out. Momentum stays, as in the paper.
 
     Until the end only the filter itself goes to zero. With its bias and its norm at zero too, a ReLU behind it would
     pass no gradient, and nothing could grow back; masks cover them.
@@ -43,7 +42,8 @@ class SoftFilter:
 
     def __post_init__(self) -> None:
         check_choice("soft_filter: unit", self.unit, get_args(Unit))
-        check_whole("soft_filter", end=self.end, every=self.every)
+        check_whole("soft_filter: end", self.end)
+        check_whole("soft_filter: every", self.every)
         if self.every >= self.end:
             raise RecipeError(
                 f"soft_filter: no interval of every={self.every} ends before end={self.end}, so nothing could grow "

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import RecipeError
-from secateur.training._tensors import at_least, total, wide
+from secateur.errors import check_number
+from secateur.training._tensors import total, wide
 from secateur.training.movement import straight_through
 from secateur.types import Masks, Moment, Tensors, Weight
 
@@ -47,11 +47,9 @@ class SoftMovement:
     threshold: float = -2.1972
 
     def __post_init__(self) -> None:
-        at_least("soft_movement: strength", self.strength, 0.0)
-        if not -math.inf < self.threshold < 0.0:
-            raise RecipeError(
-                f"soft_movement: the threshold must be a number below 0, where scores start; got {self.threshold!r}"
-            )
+        check_number("soft_movement: strength", self.strength)
+        what = "soft_movement: threshold (scores start at 0, above it)"
+        check_number(what, self.threshold, least=-math.inf, most=0.0, below=True)
 
     def check(self, weight: Weight) -> None:
         """Accept every shape."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from secateur.training._tensors import at_least, finite, total, wide
+from secateur.errors import check_number
+from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
 
@@ -53,8 +55,8 @@ class SoftThreshold:
     decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        finite("soft_threshold: start_threshold", self.start_threshold)
-        at_least("soft_threshold: decay", self.decay, 0.0)
+        check_number("soft_threshold: start_threshold", self.start_threshold, least=-math.inf)
+        check_number("soft_threshold: decay", self.decay)
 
     def check(self, weight: Weight) -> None:
         """Accept every shape."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, MissingStatsError, RecipeError, TargetError
+from secateur.errors import CheckpointError, MissingStatsError, RecipeError, TargetError, check_number, check_whole
 from secateur.masking import Masking, WeightMasking
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method, check_finite
@@ -316,6 +316,8 @@ class SparseTraining:
             CheckpointError: When the state is of another version, method or model, or lacks an entry.
             WeightError: When its masks do not fit the model.
         """
+        if not isinstance(state, Mapping) or not isinstance(state.get("masks", {}), Mapping):
+            raise CheckpointError(f"expected the state of a SparseTraining, got {type(state).__name__}")
         missing = {"version", "steps", "started", "level", "masks", *self._identity()} - state.keys()
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
@@ -325,8 +327,10 @@ class SparseTraining:
                 raise CheckpointError(
                     f"this state comes from another sparse training: its {part} is {state[part]}, here {own}"
                 )
-        if state["steps"] < 0 or not 0.0 <= state["level"] <= 1.0 or (state["masks"] and not state["started"]):
-            raise CheckpointError(f"this state stands at step {state['steps']}, level {state['level']}: it is damaged")
+        check_whole("this state of a sparse training: steps", state["steps"], least=0, error=CheckpointError)
+        check_number("this state of a sparse training: level", state["level"], most=1.0, error=CheckpointError)
+        if state["masks"] and not state["started"]:
+            raise CheckpointError("this state of a sparse training has masks and has not started: it is damaged")
         check_masks(self.model, state["masks"])
         self._masking.check(state["masks"])
         self._steps, self._level = int(state["steps"]), float(state["level"])

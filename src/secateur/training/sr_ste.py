@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from secateur.errors import check_number
 from secateur.patterns import NM
-from secateur.training._tensors import at_least, wide
+from secateur.training._tensors import wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
 
@@ -69,7 +70,7 @@ class SrSte:
 
     def __post_init__(self) -> None:
         NM(self.n, self.m)
-        at_least("sr_ste: decay", self.decay, 0.0)
+        check_number("sr_ste: decay", self.decay)
 
     def check(self, weight: Weight) -> None:
         """Refuse an input dimension that M does not divide.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import RecipeError
-from secateur.training._tensors import at_least, finite, total, wide
+from secateur.errors import RecipeError, check_number, check_whole
+from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
@@ -71,13 +72,15 @@ class VariationalDropout:
     local: bool = True
 
     def __post_init__(self) -> None:
-        at_least("variational_dropout: strength", self.strength, 0.0)
-        at_least("variational_dropout: warm_up", self.warm_up, 0)
-        finite("variational_dropout: start_log_variance", self.start_log_variance)
-        if not abs(self.threshold) < self.limit <= 20.0:
+        check_number("variational_dropout: strength", self.strength)
+        check_whole("variational_dropout: warm_up", self.warm_up, least=0)
+        check_number("variational_dropout: start_log_variance", self.start_log_variance, least=-math.inf)
+        check_number("variational_dropout: limit", self.limit, above=True, most=20.0)
+        check_number("variational_dropout: threshold", self.threshold, least=-math.inf)
+        if not abs(self.threshold) < self.limit:
             raise RecipeError(
-                "variational_dropout: the threshold must lie within plus and minus the limit, and that be at most 20; "
-                f"got {self.threshold!r} and {self.limit!r}"
+                f"variational_dropout: threshold = {self.threshold!r} must lie within plus and minus limit = "
+                f"{self.limit!r}: log alpha is cut off there, and nothing or everything would go"
             )
 
     def check(self, weight: Weight) -> None:
