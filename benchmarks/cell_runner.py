@@ -9,7 +9,7 @@ import platform
 import shlex
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -99,11 +99,16 @@ def append(log: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record).encode() + b"\n")
         os.fsync(file.fileno())
     now = datetime.now().strftime("%H:%M:%S")
-    print(f"{now} {record['net']} seed {record['seed']} {record['key']}: {record['accuracy']:.2f} %", flush=True)
+    shown = "" if record["accuracy"] is None else f": {record['accuracy']:.2f} %"
+    print(f"{now} {record['net']} seed {record['seed']} {record['key']}{shown}", flush=True)
 
 
 def run_all(
-    benchmark: str, cells_from: str, args: argparse.Namespace, protocols: Mapping[str, Protocol]
+    benchmark: str,
+    cells_from: str,
+    args: argparse.Namespace,
+    protocols: Mapping[str, Protocol],
+    compute: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Compute every missing cell in worker processes, and return the result.
 
@@ -112,6 +117,8 @@ def run_all(
         cells_from: Module with ``run_dense`` and ``cells_of``.
         args: ``data``, ``cache``, ``jobs``, ``quick``, and ``words`` of the command line.
         protocols: What each network's measurements take.
+        compute: Networks whose missing cells are computed; of the others the finished ones are collected. All if left
+            out.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     data = load(args.data)
@@ -119,13 +126,14 @@ def run_all(
     for cache in caches.values():
         cache.mkdir(parents=True, exist_ok=True)
     jobs = [(net, seed, p, caches[net], args.data, cells_from) for net, p in protocols.items() for seed in p.seeds]
+    wanted = [arguments for arguments in jobs if compute is None or arguments[0] in compute]
     resumed = sum(len(read_cells(caches[net] / f"{seed}.jsonl")) for net, seed, *_ in jobs)
     if args.jobs == 1:
-        for arguments in jobs:
+        for arguments in wanted:
             print(f"finished {job(*arguments)}", flush=True)
     else:
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(job, *arguments) for arguments in jobs]):
+            for future in as_completed([pool.submit(job, *arguments) for arguments in wanted]):
                 print(f"finished {future.result()}", flush=True)
     found = [r for net, seed, *_ in jobs for r in read_cells(caches[net] / f"{seed}.jsonl").values()]
     return {

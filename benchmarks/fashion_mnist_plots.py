@@ -10,7 +10,8 @@ from fashion_mnist_page import CRITERIA, TITLES, Results, mean_kept, spread
 from secateur.errors import MissingExtraError
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def figure(panels: int) -> tuple[Any, Any]:
+    """Return a row of panels that is drawn alike every time."""
     try:
         import matplotlib
     except ImportError as error:
@@ -22,14 +23,15 @@ def _figure(panels: int) -> tuple[Any, Any]:
     return pyplot.subplots(1, panels, figsize=(5.2 * panels, 4.2), squeeze=False, constrained_layout=True)
 
 
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, metadata={"Date": None})
+def save(drawn: Any, path: Path) -> Path:
+    """Write a plot without a date."""
+    drawn.savefig(path, metadata={"Date": None})
     return path
 
 
 def plot_ratios(results: Results, page: Path) -> Path:
     """Draw the error against compression, with the spread over seeds."""
-    figure, axes = _figure(len(results.nets))
+    drawn, axes = figure(len(results.nets))
     for axis, net in zip(axes[0], results.nets, strict=True):
         ratios = results.protocol(net)["ratios"]
         dense = statistics.mean(results.accuracy(net, "dense"))
@@ -50,12 +52,12 @@ def plot_ratios(results: Results, page: Path) -> Path:
         axis.set_ylabel("test error, % (mean ± std), log scale")
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=8)
-    return _save(figure, page.with_name(f"{page.stem}_compression.svg"))
+    return save(drawn, page.with_name(f"{page.stem}_compression.svg"))
 
 
 def plot_layers(results: Results, page: Path) -> Path:
     """Draw what the two informed global rankings keep in each layer."""
-    figure, axes = _figure(len(results.nets))
+    drawn, axes = figure(len(results.nets))
     for axis, net in zip(axes[0], results.nets, strict=True):
         ratios = results.protocol(net)["ratios"]
         layers = list(results.cells(net, f"table/magnitude_global/{ratios[0]:g}")[0]["kept"])
@@ -71,4 +73,4 @@ def plot_layers(results: Results, page: Path) -> Path:
         axis.set_ylabel("weights kept, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
-    return _save(figure, page.with_name(f"{page.stem}_layers.svg"))
+    return save(drawn, page.with_name(f"{page.stem}_layers.svg"))

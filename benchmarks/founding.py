@@ -12,7 +12,8 @@ three seeds each, into ``founding.json``, ``founding.md`` and plots:
 (d) networks that training itself makes narrow, cut out for real, with their measured latency.
 
 Optimal Brain Surgeon on XOR and the MONK's problems is ``make bench-obs``. An interrupted run continues where it
-stopped: every finished cell is a line in the cache. ``--only PART`` and ``--net`` make some cells only.
+stopped: every finished cell is a line in the cache. ``--net`` computes the cells of one part only, and the page says
+which are missing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="a minute instead of hours; the figures mean nothing")
-    parser.add_argument("--net", choices=sorted(PROTOCOLS), help="only this network or part")
+    parser.add_argument("--net", choices=sorted(PROTOCOLS), help="compute only this network or part")
+    parser.add_argument("--collect", action="store_true", help="compute nothing: gather the cells that are finished")
     parser.add_argument("--render", action="store_true", help="only write the page again, from the JSON file")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--cache", type=Path, default=Path("runs/founding"), help="folder for finished cells")
@@ -60,12 +62,11 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     args.words = words
     protocols = {net: quick(p) for net, p in PROTOCOLS.items()} if args.quick else PROTOCOLS
-    if args.net:
-        protocols = {args.net: protocols[args.net]}
+    compute = () if args.collect else (args.net,) if args.net else None
     name = "founding_quick" if args.quick else "founding"  # a smoke test never replaces the real results
     results = args.out / f"{name}.json"
     if not args.render:
-        result: dict[str, Any] = run_all("founding", "founding_cells", args, protocols)
+        result: dict[str, Any] = run_all("founding", "founding_cells", args, protocols, compute)
         write_json(results, result)
     from founding_page import write_page  # brings matplotlib, which the workers do not need
 

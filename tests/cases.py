@@ -143,7 +143,7 @@ PARAMETRISATIONS = (
 SOLVERS = (
     Case("optimal_brain_surgeon"),
     Case("optimal_brain_surgeon", {"block": 0, "damping": 0.1, "relative": False}),
-    Case("optimal_brain_surgeon", {"block": 5, "gradients": "output"}),
+    Case("optimal_brain_surgeon", {"block": 5, "gradients": "output", "per_sample": "loop"}),
 )
 
 UNIT_PATTERNS = (Case("expert"), Case("layer"))

@@ -8,8 +8,17 @@ import pytest
 
 from secateur.scores import GROUP_SCORES, SCORES
 
-DATA = {"weight_gradient", "taylor", "activation_taylor", "activation", "sensitivity"}
-OF_CHANNELS = [name for name in (*SCORES, *GROUP_SCORES) if name != "block_influence"]
+DATA = {
+    "weight_gradient", "brute_force", "optimal_brain_damage", "snip", "grasp", "taylor", "activation_taylor",
+    "skeletonization", "activation", "sensitivity",
+}  # fmt: skip
+# What no channel can be rated by here, and why.
+REFUSED = {
+    "karnin": "PathIntegral(model, optimizer)",
+    "movement": "PathIntegral(model, optimizer)",
+    "optimal_brain_surgeon": "cannot be added up over coupled units",
+}
+OF_CHANNELS = [n for n in dict.fromkeys((*SCORES, *GROUP_SCORES)) if n not in ("block_influence", *REFUSED)]
 COMMON = ("--target", "channels=0.5", "--align", "1", "--json")
 
 
@@ -28,6 +37,13 @@ def test_scores_of_data_refuse_a_network_alone(workspace, call, score):
     done = call("prune", "net.py:make", "--input", "2,4,4,4", "--score", score, *COMMON)
     assert done.code == (2 if score in DATA else 0)
     assert ("name a recipe or a run directory" in done.err) == (score in DATA)
+
+
+@pytest.mark.parametrize("score", REFUSED)
+def test_scores_of_a_training_and_of_whole_matrices_are_refused(workspace, call, score):
+    done = call("prune", "recipe.toml", "--score", score, *COMMON)
+    assert done.code == 2
+    assert REFUSED[score] in done.err
 
 
 def test_options_of_a_score(workspace, call):

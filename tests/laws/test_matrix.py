@@ -128,6 +128,12 @@ def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+def outputs_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """What scores take that differentiate outputs."""
+    out: Tensor = model(batch[0])
+    return out
+
+
 def trained_little() -> tuple[nn.Module, PathIntegral, list[tuple[Tensor, Tensor]]]:
     """A network small enough for brute force, after two steps that were watched."""
     torch.manual_seed(0)
@@ -164,7 +170,8 @@ def test_every_score_with_every_pattern_and_allocation(case: cases.Case, schedul
                 schedule=when,
                 exclude=("2",) if fixed else (),
             )
-            report = prune_(model, method, loss_fn=loss_of, batches=data, example_inputs=(data[0][0],)).report
+            loss_fn = outputs_of if dict(case.kwargs).get("gradients") == "output" else loss_of
+            report = prune_(model, method, loss_fn=loss_fn, batches=data, example_inputs=(data[0][0],)).report
             where = f"{pattern_case}, {allocate_case}"
             assert report.finished, where
             if fixed or pattern_case.name == "unstructured":

@@ -165,3 +165,13 @@ def test_refusals() -> None:
     PenalisedActivity(model, Chauvin(include=("0",)))
     with pytest.raises(WeightError, match="0 puts out no tensor of activations"):
         model(torch.ones(2))
+
+
+def test_a_forward_without_gradients_leaves_the_value_of_the_last_one_with() -> None:
+    model = Hidden()
+    active = PenalisedActivity(model, Chauvin(0.05))
+    model(data())
+    value = float(active.value().detach())
+    with torch.no_grad():
+        model(data(1))  # a look at the loss on other data, in training mode
+    assert float(active.value().detach()) == value

@@ -81,6 +81,51 @@ def test_the_step_with_a_rate_per_element_is_the_minimum(seed: int) -> None:
                 assert least <= cost(x + size * normal(7, seed=k)) + 1e-12
 
 
+@pytest.mark.parametrize("by", ["out", "in", "layer"])
+def test_the_step_in_float32_is_the_one_in_float64(by: Any) -> None:
+    """However far rates and pulls lie apart, no element is off by more than its own last places."""
+    for decades in range(9):
+        w = normal(20, 50, seed=decades).float()
+        noise = torch.Generator().manual_seed(decades)
+        rates = 10 ** (torch.rand(20, 50, generator=noise) * decades - 6)
+        for strength in (1e-3, 1e-1, 1e1):
+            lasso = GroupLasso(strength, by=by, proximal_step=True)
+            got = lasso.proximal({"w": w}, {}, {"w": rates})["w"]
+            want = lasso.proximal({"w": w.double()}, {}, {"w": rates.double()})["w"]
+            assert got.dtype == torch.float32
+            assert float(((got.double() - want).abs() / w.double().abs()).max()) < 1e-6
+
+
+def test_a_few_newton_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of a training step depends on it: with starts at zero it took five and more."""
+    lasso = GroupLasso(0.02, proximal_step=True)
+    w, rates = normal(50, 30), torch.exp(2 * normal(50, 30, seed=1))
+    want = lasso.proximal({"w": w}, {}, {"w": rates})["w"]
+    alive = want.norm(dim=1) > 0
+    assert int(alive.sum()) > 0
+    monkeypatch.setattr("secateur.penalties._shrink._MOST", 3)
+    torch.testing.assert_close(lasso.proximal({"w": w}, {}, {"w": rates})["w"], want, rtol=1e-9, atol=1e-12)
+
+
+def test_members_with_a_rate_of_zero_stay_and_hold_the_others() -> None:
+    """Coupled tensors of which one learns nothing: its values are in the norm, and keep every unit alive."""
+    slices = (CoupledSlices("a", 0, (0, 1, -1)), CoupledSlices("b", 0, (0, 1)))
+    lasso = GroupLasso(0.5, by="coupled", proximal_step=True, groups=(CoupledGroup("g", 2, slices),))
+    w = {"a": torch.tensor([[3.0, 4.0], [1e-3, 0.0], [7.0, 7.0]]), "b": torch.tensor([1.0, 2e-3])}
+    rates = {"a": torch.full((3, 2), 100.0), "b": torch.tensor(0.0)}
+    got = lasso.proximal(w, {}, rates)
+    assert torch.equal(got["b"], w["b"])
+    assert torch.equal(got["a"][2], w["a"][2])
+    for unit in (0, 1):
+        # With b fixed: x = a t / (t + p), t^2 = |x|^2 + b^2, by bisection.
+        pull, b, a = 100.0 * 0.5 * math.sqrt(3), float(w["b"][unit]), w["a"][unit].double()
+        low, high = 0.0, 10.0
+        for _ in range(100):
+            t = (low + high) / 2
+            low, high = (t, high) if float((a * t / (t + pull)).square().sum()) + b * b > t * t else (low, t)
+        torch.testing.assert_close(got["a"][unit].double(), a * low / (low + pull), rtol=1e-5, atol=1e-9)
+
+
 def test_a_rate_of_zero_and_a_strength_of_zero_move_nothing() -> None:
     w = normal(3, 4)
     w[1] = 0.0

@@ -290,3 +290,33 @@ def test_refusals() -> None:
     ):
         with pytest.raises(CheckpointError, match=words):
             penalised.load_state_dict(bad)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_where_the_objective_is_maximised_the_penalty_still_falls(make: Any) -> None:
+    """The same steps as on the negative objective."""
+    ends = []
+    for sign in (1, -1):
+        model = Toy()
+        optimizer = make(model.norm.parameters(), lr=0.01, maximize=sign < 0)
+        Penalised(model, ScaleL1(0.4), optimizer=optimizer)
+        for x in batches(5):
+            optimizer.zero_grad()
+            (sign * model(x).square().mean()).backward()
+            optimizer.step()
+        ends.append(model.norm.weight.detach().clone())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
+
+
+def test_the_proximal_step_follows_adagrads_decaying_rate() -> None:
+    """With gradients of one in every step the sum after n is n, so a step goes lr / (1 + (n - 1) d) / sqrt(n)."""
+    model = Toy()
+    optimizer = torch.optim.Adagrad(model.norm.parameters(), lr=0.1, lr_decay=0.5)
+    Penalised(model, ScaleL1(0.25, proximal_step=True), optimizer=optimizer)
+    want = 0.5
+    for n in range(1, 5):
+        optimizer.zero_grad()
+        model.norm.weight.sum().backward()
+        optimizer.step()
+        want -= 1.25 * 0.1 / (1 + (n - 1) * 0.5) / n**0.5
+    torch.testing.assert_close(model.norm.weight.detach(), torch.full((8,), want), rtol=1e-5, atol=1e-6)

@@ -164,3 +164,31 @@ def test_reestimation_without_batches_changes_nothing() -> None:
         reestimate_bn_(model, [])
     for name in ("1.running_mean", "1.running_var", "4.running_var"):
         assert torch.equal(model.state_dict()[name], before[name])
+
+
+def test_a_repair_that_ends_half_way_changes_nothing() -> None:
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+
+    def second_fails(which: nn.Module, batch: Tensor) -> Tensor:
+        if float(batch[0, 0, 0, 0]) == 7.0:
+            raise RuntimeError("no such batch")
+        return which(batch)
+
+    bad = images(8)
+    bad[0, 0, 0, 0] = 7.0
+    with pytest.raises(RuntimeError, match="no such batch"):
+        reestimate_bn_(model, [images(8), bad], forward=second_fails)
+    with pytest.raises(DataError, match="at least one batch"):
+        reestimate_bn_(model, [])
+    dense, pruned = copy.deepcopy(model), model
+
+    def too_small_in_the_end(which: nn.Module, batch: Tensor) -> Tensor:
+        features = which[:-2](batch)
+        return which[-1](which[-2](features[:1] if which is pruned else features))
+
+    with pytest.raises(DataError, match="one value per channel"):
+        rematch_bn_(pruned, dense, images(8) + 1, forward=too_small_in_the_end)
+    for name, value in pruned.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert pruned[1].momentum == 0.1

@@ -186,3 +186,26 @@ def test_a_slower_layer_that_is_not_there() -> None:
     method = Method(target=Target("sparsity", 0.5), allocate=PerRound(slower=("fc3",)))
     with pytest.raises(WeightError, match="'fc3' matches none of the layers"):
         Pruner(net(), method).prune()
+
+
+def test_random_generators_are_left_alone_where_nobody_asked_for_them(tmp_path: Path) -> None:
+    model = net()
+    with_them = Rewind(model)
+    with_them.save()
+    save_tree(tmp_path / "point", with_them.state_dict())
+    without = Rewind(model, rng=False)
+    without.load_state_dict(load_tree(tmp_path / "point"))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    without.rewind_()
+    assert torch.equal(torch.get_rng_state(), before)
+
+    without.save()
+    with pytest.raises(CheckpointError, match="without the random generators: say rng=False"):
+        Rewind(model).load_state_dict(without.state_dict())
+
+
+@pytest.mark.parametrize("state", [None, 3, {"model": None}])
+def test_what_is_no_point_at_all(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected the state of a Rewind"):
+        Rewind(net()).load_state_dict(state)

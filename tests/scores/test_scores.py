@@ -119,14 +119,14 @@ def test_weight_gradient_is_a_hand_loop(sign: str) -> None:
 
 
 def test_opposite_batches_cancel_in_signed_only() -> None:
-    model = nn.Linear(1, 1, bias=False).double()
-    batches = [torch.tensor([[1.0]]).double(), torch.tensor([[-1.0]]).double()]
+    model = nn.Linear(2, 1, bias=False).double()  # of the second input nothing cancels: there is something to rank
+    batches = [torch.tensor([[1.0, 1.0]]).double(), torch.tensor([[-1.0, 1.0]]).double()]
     score = {}
     for sign in ("absolute", "signed", "descent"):
         part = WeightGradient(sign)
         stats = collect_gradients(model, {"weight": model.weight}, lambda m, x: m(x).sum(), batches, needs=part.needs)
-        score[sign] = float(part({"weight": model.weight.detach()}, stats)["weight"])
-    assert score["absolute"] == abs(model.weight.item())
+        score[sign] = float(part({"weight": model.weight.detach()}, stats)["weight"][0, 0])
+    assert score["absolute"] == abs(model.weight[0, 0].item())
     assert score["signed"] == 0.0
     assert score["descent"] == 0.0
 

@@ -18,6 +18,7 @@ from secateur.stats import (
     HutchinsonDiagonal,
     LossChange,
 )
+from secateur.stats.inverse_fisher import InverseFisher
 
 from .saliency_nets import cross_entropy, flat, full_hessian, mlp, samples, source_of
 
@@ -209,7 +210,7 @@ def test_statistics_hold_no_graph(statistic: Any) -> None:
 
 @pytest.mark.parametrize("statistic", ALL, ids=str)
 def test_no_batches(statistic: Any) -> None:
-    with pytest.raises(MissingStatsError, match=r"no batches|there were none"):
+    with pytest.raises(MissingStatsError, match="no batches"):
         statistic.collect(source_of(mlp(), data=[]))
 
 
@@ -219,11 +220,29 @@ def test_no_batches(statistic: Any) -> None:
     [
         (lambda m, b: m(b[0]).mean(1), "one .*number per batch"),
         (lambda m, b: cross_entropy(m, b) / 0, "finite|loss is"),
+        (lambda m, b: cross_entropy(m, b) * 0, "zero for every weight"),
     ],
 )
 def test_bad_losses(statistic: Any, loss_fn: Callable[[nn.Module, Any], Tensor], what: str) -> None:
     with pytest.raises(MissingStatsError, match=what):
         statistic.collect(source_of(mlp(), loss_fn))
+
+
+@pytest.mark.parametrize(
+    "statistic", [*ALL[:2], FisherDiagonal("loop"), *ALL[3:-1], ConnectionSensitivity(), InverseFisher()], ids=str
+)
+def test_a_finite_loss_without_a_finite_gradient(statistic: Any) -> None:
+    """One error, which says so: not that weights are used elsewhere, nor that gradients are zero."""
+    rooted = lambda m, b: cross_entropy(m, b) + (m[2].weight * 0.0).square().sum().sqrt()  # noqa: E731
+    with pytest.raises(MissingStatsError, match=r"2.weight is NaN or infinite"):
+        statistic.collect(source_of(mlp(), rooted))
+
+
+@pytest.mark.parametrize("statistic", [*BATCHED, FisherDiagonal("loop"), InverseFisher()], ids=str)
+def test_a_layer_that_cannot_run_one_sample(statistic: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)).double()
+    with pytest.raises(MissingStatsError, match=r"1 of its samples cannot: .*couples the samples of a batch"):
+        statistic.collect(source_of(net))
 
 
 @pytest.mark.parametrize("statistic", ALL[:-1], ids=str)
@@ -322,6 +341,11 @@ def test_hutchinson_converges_to_the_diagonal() -> None:
     assert errors[1000] < errors[10] / 4  # a hundred times the draws, a tenth of the error
 
 
+def test_nothing_is_left_of_a_diagonal_that_is_negative_everywhere() -> None:
+    with pytest.raises(MissingStatsError, match="all estimates are negative"):
+        HutchinsonDiagonal(1).collect(source_of(nn.Linear(3, 2).double(), lambda m, b: -m.weight.square().sum()))
+
+
 def test_hutchinson_clamps_and_repeats() -> None:
     source = source_of(mlp())
     kept, clamped = (HutchinsonDiagonal(2, negatives=n).collect(source) for n in ("keep", "clamp"))
@@ -388,6 +412,9 @@ def test_temperature_divides_the_logits() -> None:
     assert not model._forward_hooks
     with pytest.raises(SecateurError, match="temperature"):
         HessianGradient(0.0)
+    parts = lambda m, b: nn.functional.cross_entropy(m[2](m[1](m[0](b[0]))), b[1])  # noqa: E731
+    with pytest.raises(MissingStatsError, match="never ran the model itself"):
+        HessianGradient(7.0).collect(source_of(model, parts, data))
 
 
 # --- brute force -----------------------------------------------------------------------------------------------------

@@ -195,3 +195,19 @@ def test_scores_ask_for_what_is_collected() -> None:
 
     for score in (Magnitude(), Random(0), WeightGradient(), WeightGradient("signed"), WeightGradient("descent")):
         assert score.needs <= STATISTICS
+
+
+def test_gradients_that_rank_nothing_are_refused() -> None:
+    model = network()
+    with pytest.raises(MissingStatsError, match=r"zero for every weight.*minimum"):
+        collect_gradients(model, weights_of(model), lambda m, b: loss_fn(m, b) * 0, batches(), needs=BOTH)
+    rooted = lambda m, b: (m(b[0]) * 0).square().sum().sqrt()  # noqa: E731
+    with pytest.raises(MissingStatsError, match=r"gradient of 0.weight is NaN or infinite"):
+        collect_gradients(model, weights_of(model), rooted, batches(), needs=BOTH)
+
+
+def test_integers_have_no_gradient() -> None:
+    codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    model = network()
+    with pytest.raises(MissingStatsError, match=r"codes has dtype torch.int8"):
+        collect_gradients(model, {**weights_of(model), "codes": codes}, loss_fn, batches(), needs=BOTH)

@@ -166,7 +166,7 @@ def test_gradients_of_nothing_are_refused() -> None:
         InverseFisher(4).collect(source(model, batches, lambda m, b: loss(m, b).detach()))
     with pytest.raises(MissingStatsError, match="loss is nan"):
         InverseFisher(4).collect(source(model, batches, lambda m, b: loss(m, b) * torch.nan))
-    with pytest.raises(MissingStatsError, match=r"first dimensions of its tensors are \[3, 4\]"):
+    with pytest.raises(MissingStatsError, match=r"tensors of \[3, 4\] rows"):
         InverseFisher(4).collect(source(model, [(torch.zeros(4, 5).double(), torch.zeros(3).long())]))
 
 
@@ -197,10 +197,34 @@ def test_layers_that_couple_samples_are_refused() -> None:
         out = m(batch[0])
         return (out @ out.T).square().mean()
 
-    with pytest.raises(MissingStatsError, match="neither the mean nor the sum"):
+    with pytest.raises(MissingStatsError, match="not the mean over its samples"):
         InverseFisher(4).collect(source(running, batches, contrastive))
-    summed = InverseFisher(4).collect(source(running, batches, lambda m, b: len(b[0]) * loss(m, b)))
-    assert summed.gradients == 40
+    with pytest.raises(MissingStatsError, match=r"not the mean over its samples.*it is a sum"):
+        InverseFisher(4).collect(source(running, batches, lambda m, b: len(b[0]) * loss(m, b)))
+
+
+def test_outputs_that_look_at_other_samples_are_refused() -> None:
+    model, batches = make()
+    with pytest.raises(MissingStatsError, match="outputs of a batch of 24 are not those of its samples"):
+        InverseFisher(4, gradients="output").collect(source(model, batches, lambda m, b: m(b[0]) - m(b[0]).mean(0)))
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+def test_later_batches_are_checked_too(way: Any) -> None:
+    """The second batch alone has a loss that is no mean."""
+    model, batches = make()
+    odd = lambda m, b: loss(m, b) * (2.0 if len(b[0]) == 16 else 1.0)  # noqa: E731
+    with pytest.raises(MissingStatsError, match=r"batch of 16 .* not the mean"):
+        InverseFisher(4, per_sample=way).collect(source(model, batches, odd))
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+def test_gradients_that_are_no_numbers_are_refused(way: Any) -> None:
+    """The loss is finite, its derivative is not: that is no matrix of zeros, and more damping does not help."""
+    model, batches = make()
+    rooted = lambda m, b: loss(m, b) + (m(b[0]) * 0.0).square().sum(1).sqrt().mean()  # noqa: E731
+    with pytest.raises(MissingStatsError, match=r"gradient of 0.weight is NaN or infinite"):
+        InverseFisher(4, per_sample=way).collect(source(model, batches, rooted))
 
 
 # --- sample by sample ------------------------------------------------------------------------------------------------
@@ -223,14 +247,19 @@ def test_together_and_one_by_one_agree(run: Any) -> None:
     named = {n: model.get_parameter(n) for n in NAMES}
     named["0.weight"].requires_grad_(False)  # frozen layers have gradients too
     how = run is outputs
-    found = [dict(g) for _, g in per_sample_gradients(model, named, run, batches, outputs=how)]
+    fast = Source(model, named)
+    found = [dict(g) for _, g in per_sample_gradients("it", fast, run, batches, way="vmap", outputs=how)]
     flat = torch.cat([torch.cat([g[n].flatten(1) for n in NAMES], 1) for g in found])
     assert not named["0.weight"].requires_grad
     named["0.weight"].requires_grad_(True)
     np.testing.assert_allclose(flat.numpy(), rows_of(model, batches, run), rtol=1e-12, atol=1e-14)
     picky = Picky(model)
     renamed = {f"inner.{n}": p for n, p in named.items()}
-    slow = [dict(g) for _, g in per_sample_gradients(picky, renamed, run, batches, outputs=how)]
+    with pytest.raises(MissingStatsError, match=r'it: torch.func cannot vectorise .* per_sample = "loop"'):
+        list(per_sample_gradients("it", Source(picky, renamed), run, batches, way="vmap", outputs=how))
+    ways = per_sample_gradients("it", Source(picky, renamed), run, batches, way="loop", outputs=how, chunk=7)
+    counts, slow = zip(*ways, strict=True)
+    assert counts == (7, 7, 7, 3, 7, 7, 2)
     again = torch.cat([torch.cat([g[f"inner.{n}"].flatten(1) for n in NAMES], 1) for g in slow])
     torch.testing.assert_close(flat, again, rtol=1e-12, atol=1e-14)
 
@@ -251,7 +280,10 @@ def test_recurrent_layers_and_tied_weights() -> None:
     model = Tied().double()
     x = torch.randn(6, 4, 3, dtype=torch.float64)
     named = {"a.weight": model.a.weight, "rnn.weight_hh_l0": model.rnn.weight_hh_l0}
-    (count, found), *rest = per_sample_gradients(model, named, lambda m, b: m(b).mean(), [x])
+    given = (Source(model, named), lambda m, b: m(b).mean(), [x])
+    with pytest.raises(MissingStatsError, match='per_sample = "loop"'):
+        list(per_sample_gradients("it", *given, way="vmap"))
+    (count, found), *rest = per_sample_gradients("it", *given, way="loop")
     assert (count, rest) == (6, [])
     for i in range(6):
         wanted = torch.autograd.grad(model(x[i : i + 1]).sum(), list(named.values()))
@@ -383,3 +415,13 @@ def test_the_recursion_refuses_what_it_cannot_start_from() -> None:
         woodbury(torch.ones(2, 2), 0.0)
     with pytest.raises(MissingStatsError, match="no gradients"):
         woodbury(torch.ones(0, 2), 1.0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_weights_that_were_taken_out_before_are_refused(size: int) -> None:
+    """Of what the inverse no longer holds there is no loss: not torch's own error, nor 0 / 0."""
+    _, inverse, w = quadratic(4)
+    with pytest.raises(MissingStatsError, match="taken out of it before"):
+        remove(downdate(inverse, 1), w, torch.tensor([1, 2][:size]))
+    with pytest.raises(MissingStatsError, match="taken out of it before"):
+        group_losses(downdate(inverse, 1), w, size)

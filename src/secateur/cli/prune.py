@@ -74,7 +74,7 @@ def prune(
     source = open_source(model, weights=weights, base=base, pruned=pruned)
     method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
     example = example_of(source, inputs)
-    data = _data(source, method.score) if method.score.needs - {"unit_macs"} else {}
+    data = _data(source, method.score) if _looks_at_data(method.score) else {}
     with Watch(source.name, quiet=as_json) as watch:
         watch.progress(0, 1, "pruning")
         report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact, **data)
@@ -207,6 +207,13 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def _looks_at_data(score: Score | GroupScore) -> bool:
+    """Tell whether a score needs batches: all simple statistics but a unit's cost do, others say so."""
+    from secateur.types import Statistic
+
+    return any("batches" in n.uses if isinstance(n, Statistic) else n != "unit_macs" for n in score.needs)
 
 
 def _data(source: Source, score: Score | GroupScore) -> dict[str, Any]:

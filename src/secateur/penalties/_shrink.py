@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.penalties._units import Units
+from secateur.penalties._units import Member, Units
 from secateur.types import Tensors
 
-_TINY = 1e-60
+# Shapes: M rows of a member, E elements per row
+
+_TINY = 1e-30
 _MOST = 200
-"""Newton steps; a handful do."""
+"""Newton steps; two or three do."""
 
 
 def shrunk(units: Units, weights: Tensors, rates: Tensors, strength: Tensor) -> dict[str, Tensor]:
@@ -40,15 +42,22 @@ def shrunk(units: Units, weights: Tensors, rates: Tensors, strength: Tensor) -> 
             m.name: weights[m.name] - weights[m.name] * m.spread(gone, weights[m.name], 0.0).to(weights[m.name].dtype)
             for m in units.members
         }
-    w = {n: weights[n].double() for n in own}
-    pull = {m.name: rates[m.name].double() * m.spread(strength.double(), w[m.name], 0.0) for m in units.members}
-    alive = units.total({n: (w[n] / pull[n].clamp_min(_TINY)).square() for n in own}) > 1
+    # Float32 is enough for float32: rounding in the sums moves no element by more than its own last places.
+    wide = {n: torch.promote_types(weights[n].dtype, torch.float32) for n in own}
+    w = {n: weights[n].to(wide[n]) for n in own}
+    pull = {
+        m.name: (rates[m.name].to(wide[m.name]) * m.spread(strength.to(wide[m.name]), w[m.name], 0.0)).expand_as(
+            w[m.name]
+        )
+        for m in units.members
+    }
+    alive = units.total({n: (w[n] / pull[n].clamp_min(_TINY)).square_() for n in own}) > 1
     length = _length(units, w, pull, alive)
     out = {}
     for member in units.members:
         n = member.name
-        t, stays = member.spread(length, w[n], 1.0), member.spread(alive.double(), w[n], 1.0)
-        out[n] = (w[n] * (t / (t + pull[n])) * stays).to(weights[n].dtype)
+        t, stays = member.spread(length, w[n], 1.0), member.spread(alive.to(wide[n]), w[n], 1.0)
+        out[n] = (w[n] * (t / (t + pull[n])).mul_(stays)).to(weights[n].dtype)
     return out
 
 
@@ -57,14 +66,36 @@ def _length(units: Units, w: dict[str, Tensor], pull: dict[str, Tensor], alive: 
 
     Newton's method on 1 / sqrt(sum) - 1, which rises and bends down: from the left it never oversteps the root.
     """
-    t = torch.full_like(alive, _TINY, dtype=torch.float64)
+    rows = [(m, m.rows(w[m.name]), m.rows(pull[m.name])) for m in units.members]
+    t = _from_the_left(units.count, rows)
+    enough = torch.finfo(t.dtype).eps ** 0.5  # convergence is quadratic: the next step would not be seen
     for _ in range(_MOST):
-        inverse = {m.name: (m.spread(t, w[m.name], 1.0) + pull[m.name]).reciprocal_() for m in units.members}
-        squares = {n: (w[n] * d).square_() for n, d in inverse.items()}
-        square = units.total(squares)
-        slope = units.total({n: q.mul_(inverse[n]) for n, q in squares.items()})
-        step = torch.where(alive, (square.sqrt() - 1) * square / torch.where(alive, slope, 1.0), 0.0).clamp_min(0.0)
+        square, slope = torch.zeros_like(t), torch.zeros_like(t)
+        for member, w_ME, pull_ME in rows:
+            inverse_ME = (pull_ME + member.per_row(t.to(pull_ME), 1.0)[:, None]).reciprocal_()
+            squares_ME = (w_ME * inverse_ME).square_()
+            square += member.per_unit(squares_ME.sum(1), units.count).to(square)
+            slope += member.per_unit(squares_ME.mul_(inverse_ME).sum(1), units.count).to(slope)
+        step = torch.where(alive, (square.sqrt() - 1) * square / torch.where(alive, slope, 1.0), 0.0).clamp_min_(0.0)
         t = t + step
-        if bool((step <= 1e-8 * t).all()):  # convergence is quadratic: the next one would not be seen
+        if bool((step <= enough * t).all()):
             break
     return t
+
+
+def _from_the_left(count: int, rows: list[tuple[Member, Tensor, Tensor]]) -> Tensor:
+    """Return a length that is not above the root, for each unit.
+
+    With p the pulls, the sum is at least (|w| / (t + mean of p, weighted by w^2))^2, as 1 / x^2 bends up, and at least
+    each of its terms. The first bound is near the root; the second keeps all terms below one, where nothing overflows.
+    """
+    like = rows[0][1]
+    square, pulled, largest = (like.new_zeros(count) for _ in range(3))
+    for member, w_ME, pull_ME in rows:
+        squares_ME = w_ME.square()
+        square += member.per_unit(squares_ME.sum(1), count).to(square)
+        pulled += member.per_unit(squares_ME.mul_(pull_ME).sum(1), count).to(pulled)
+        over_M = (w_ME.abs() - pull_ME).amax(1)
+        largest = torch.maximum(largest, member.most_per_unit(over_M, count).to(largest))
+    mean = pulled / square.clamp_min(_TINY)
+    return torch.maximum(square.sqrt() - mean, largest).clamp_min_(_TINY)

@@ -50,11 +50,23 @@ class Member:
         mine = index >= 0
         return by_row.new_zeros(units).index_add(0, index[mine], by_row[mine])
 
+    def most_per_unit(self, by_row: Tensor, units: int) -> Tensor:
+        """Return the largest of one number per row for each unit, and at least zero."""
+        if self.unit is None:
+            return by_row.clamp_min(0.0)
+        index = self.unit.to(by_row.device)
+        mine = index >= 0
+        return by_row.new_zeros(units).scatter_reduce(0, index[mine], by_row[mine], "amax")
+
+    def per_row(self, by_unit: Tensor, outside: float) -> Tensor:
+        """Return each row's number, of one number per unit; ``outside`` belongs to no unit."""
+        if self.unit is None:
+            return by_unit
+        return torch.cat([by_unit, by_unit.new_full((1,), outside)])[self.unit.to(by_unit.device)]
+
     def spread(self, by_unit: Tensor, like: Tensor, outside: float) -> Tensor:
         """Return one number per unit as a tensor that broadcasts over the parameter; ``outside`` belongs to no unit."""
-        values = by_unit.to(like.device)
-        if self.unit is not None:
-            values = torch.cat([values, values.new_full((1,), outside)])[self.unit.to(like.device)]
+        values = self.per_row(by_unit.to(like.device), outside)
         sizes = [1] * like.dim()
         for dim, size in zip(self.dims, self.shape, strict=True):
             sizes[dim] = size
@@ -94,7 +106,12 @@ class Units:
 
     def sizes(self, weights: Tensors) -> Tensor:
         """Return the number of elements of each unit."""
-        return self.total({m.name: torch.ones_like(weights[m.name]) for m in self.members})
+        like = weights[self.members[0].name]
+        out = torch.zeros(self.count, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        for member in self.members:
+            w, rows = weights[member.name], math.prod(member.shape)
+            out += member.per_unit(out.new_full((rows,), w.numel() // max(rows, 1)), self.count)
+        return out
 
     def add_scaled(self, out: dict[str, Tensor], by_unit: Tensor, weights: Tensors) -> None:
         """Add every unit's weights, times its number, to tensors of the weights' shapes."""

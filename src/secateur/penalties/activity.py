@@ -84,7 +84,7 @@ class PenalisedActivity:
 
     def _beginner(self) -> Callable[[nn.Module, Any], None]:
         def begin(module: nn.Module, args: Any) -> None:
-            if module is self._model and module.training:
+            if module is self._model and module.training and torch.is_grad_enabled():
                 self._values = []
 
         return begin

@@ -138,10 +138,12 @@ class Penalised:
                 "its own; add penalised.value() to the loss in the closure, and detach()"
             )
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers take the loss scale off themselves
+        upwards = {id(p) for group in optimizer.param_groups if group.get("maximize") for p in group["params"]}
         for name, gradient in pressed.items():
             grad = self._parameters[name].grad
             if grad is not None:
-                grad.add_(gradient.to(grad) if scale is None else gradient.to(grad) * scale)
+                sign = -1 if id(self._parameters[name]) in upwards else 1  # the penalty is always to fall
+                grad.add_(gradient.to(grad) if scale is None else gradient.to(grad) * scale, alpha=sign)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -211,6 +213,7 @@ def _rate(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Paramete
         square = state["square_avg"] - state["grad_avg"].square() if group.get("centered") else state["square_avg"]
     elif "sum" in state:  # Adagrad
         square = state["sum"]
+        rate /= 1 + (float(state["step"]) - 1) * float(group.get("lr_decay") or 0.0)
     else:
         return torch.tensor(rate, dtype=torch.float64).to(parameter)
     return rate / (square.clamp_min(0.0).sqrt() + max(eps, 1e-30))

@@ -69,7 +69,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
 
     Raises:
         WeightError: When the models' batch norms differ in name or width.
-        DataError: When fewer than two values per channel reach a norm.
+        DataError: When fewer than two values per channel reach a norm; the model is unchanged then.
 
     References:
         The matching of moments is this library's own choice; the problem is described by Hao Li et al., Pruning
@@ -104,7 +104,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         norm.bias.copy_(beta_d + (gamma_d * mean_d - gamma * mean))
         return norm.forward(x)
 
-    with evaluation_mode_of(model), _hooks(norms, skipped, repair):
+    with _untouched_on_error(norms), evaluation_mode_of(model), _hooks(norms, skipped, repair):
         forward(model, inputs)
     return Moved(len(norms) - len(skipped), max(moved), skipped)
 
@@ -131,7 +131,7 @@ def reestimate_bn_(
         How far the statistics moved.
 
     Raises:
-        DataError: When there are no batches.
+        DataError: When there are no batches; the model is unchanged then.
 
     References:
         Bailin Li, Bowen Wu, Jiang Su, Guangrun Wang, EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
@@ -143,9 +143,9 @@ def reestimate_bn_(
         return Moved(0, 0.0, skipped)
     before = {n: (_buffer(m.running_mean).clone(), _buffer(m.running_var).clone()) for n, m in norms.items()}
     momenta = {n: m.momentum for n, m in norms.items()}
-    count, done = 0, False
+    count = 0
     try:
-        with evaluation_mode_of(model):
+        with _untouched_on_error(norms), evaluation_mode_of(model):
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # the cumulative average
@@ -153,15 +153,11 @@ def reestimate_bn_(
             for batch in batches:
                 forward(model, batch)
                 count += 1
-        done = count > 0
+            if count == 0:
+                raise DataError("re-estimating batch-norm statistics needs at least one batch of inputs; got none")
     finally:
         for name, norm in norms.items():
             norm.momentum = momenta[name]
-            if not done:
-                _buffer(norm.running_mean).copy_(before[name][0])
-                _buffer(norm.running_var).copy_(before[name][1])
-    if count == 0:
-        raise DataError("re-estimating batch-norm statistics needs at least one batch of inputs; got none")
     moved, ratio = _distance(norms, before)
     if moved > warn_beyond or ratio > 4.0:
         warnings.warn(
@@ -183,6 +179,18 @@ def _distance(norms: dict[str, _BatchNorm], before: dict[str, tuple[Tensor, Tens
         change = float(((now + norm.eps) / (var + norm.eps)).log().abs().mean().exp())
         ratio = max(ratio, change)
     return moved, ratio
+
+
+@contextmanager
+def _untouched_on_error(norms: dict[str, _BatchNorm]) -> Iterator[None]:
+    """Put scales, shifts and statistics back, step counts included, when a repair ends half-way."""
+    kept = [(t, t.clone()) for norm in norms.values() for t in (*norm.parameters(), *norm.buffers())]
+    try:
+        yield
+    except BaseException:
+        for tensor, value in kept:
+            tensor.copy_(value)
+        raise
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -130,7 +130,7 @@ class Rewind:
             self._optimizer.load_state_dict(copy.deepcopy(kept["optimizer"]))
             clear_optimizer_state_(self._optimizer, self._model, masks)
         self._rewind_scheduler()
-        if kept["rng"] is not None:
+        if self._rng:
             restore_rng(kept["rng"])
         return self.step
 
@@ -184,6 +184,8 @@ class Rewind:
         Raises:
             CheckpointError: When it is of another version, of another model, or lacks what this object rewinds.
         """
+        if not isinstance(state, Mapping) or not isinstance(state.get("model", {}), Mapping):
+            raise CheckpointError(f"expected the state of a Rewind, got {type(state).__name__}")
         missing = {"version", "step", "model", "optimizer", "scheduler", "rng"} - state.keys()
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
@@ -192,9 +194,11 @@ class Rewind:
         theirs = {name: tuple(value.shape) for name, value in state["model"].items()}
         if odd := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
             raise CheckpointError(f"this point to rewind to is of another model: they differ in {odd[:_LISTED]}")
-        for part, here in (("optimizer", self._optimizer), ("scheduler", self._scheduler)):
+        parts = {"optimizer": self._optimizer, "scheduler": self._scheduler, "rng": self._rng or None}
+        for part, here in parts.items():
             if here is not None and state[part] is None:
-                raise CheckpointError(f"this point to rewind to was saved without the {part} that is here")
+                what = "random generators: say rng=False here" if part == "rng" else f"{part} that is here"
+                raise CheckpointError(f"this point to rewind to was saved without the {what}")
         self._kept = copy.deepcopy(dict(state))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.errors import PatternError, check_choice
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher, Piece
+from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import eliminate, group_losses
 from secateur.types import Need, Stats, Tensors
 
@@ -47,6 +48,7 @@ class OptimalBrainSurgeon:
         damping: Added to the diagonal, as a share of its mean.
         relative: Whether ``damping`` is such a share; else the number itself.
         gradients: Of the loss, or of the network's outputs (for squared error, the original's choice).
+        per_sample: How gradients of single samples are had: ``"vmap"`` together, ``"loop"`` one by one, for any model.
 
     Raises:
         PatternError: When ``group`` does not divide ``block`` or a weight's last dimension, or goes with ``greedy``.
@@ -74,6 +76,7 @@ class OptimalBrainSurgeon:
     damping: float = 1e-2
     relative: bool = True
     gradients: Literal["loss", "output"] = "loss"
+    per_sample: Way = "vmap"
 
     def __post_init__(self) -> None:
         check_choice("optimal_brain_surgeon: order", self.order, ("single", "greedy"))
@@ -89,7 +92,7 @@ class OptimalBrainSurgeon:
 
     @property
     def _statistic(self) -> InverseFisher:
-        return InverseFisher(self.block or None, self.damping, self.relative, self.gradients)
+        return InverseFisher(self.block or None, self.damping, self.relative, self.gradients, self.per_sample)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher
+from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import remove
 from secateur.types import Need, Stats, Tensors
 
@@ -37,6 +38,7 @@ class OptimalBrainSurgeon:
         damping: Added to the diagonal, as a share of its mean.
         relative: Whether ``damping`` is such a share; else the number itself.
         gradients: Of the loss, or of the network's outputs (for squared error, the original's choice).
+        per_sample: How gradients of single samples are had: ``"vmap"`` together, ``"loop"`` one by one, for any model.
 
     Example:
         >>> import torch
@@ -58,13 +60,14 @@ class OptimalBrainSurgeon:
     damping: float = 1e-2
     relative: bool = True
     gradients: Literal["loss", "output"] = "loss"
+    per_sample: Way = "vmap"
 
     def __post_init__(self) -> None:
         _ = self._statistic
 
     @property
     def _statistic(self) -> InverseFisher:
-        return InverseFisher(self.block or None, self.damping, self.relative, self.gradients)
+        return InverseFisher(self.block or None, self.damping, self.relative, self.gradients, self.per_sample)
 
     @property
     def needs(self) -> frozenset[Need]:

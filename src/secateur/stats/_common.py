@@ -1,4 +1,4 @@
-"""What statistics share: the data they were promised, parameters that can be differentiated, samples of a batch."""
+"""What statistics share: loss and data as promised, parameters that can be differentiated, averages over batches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from secateur.errors import MissingStatsError
+from secateur.errors import MissingStatsError, TargetError
 from secateur.forward import attention_fast_path, evaluation_mode_of
-from secateur.stats.gradients import LossFn
 from secateur.types import Source
 
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""``loss_fn(model, batch) -> scalar`` mean loss over the batch."""
+
 LOSS_AND_BATCHES = frozenset({"loss", "batches"})
+
+Add = Callable[[dict[str, Tensor], LossFn, Any, int], int]
+"""``add(sums, loss_fn, batch, number of the batch)`` adds to the sums, by weight; returns how many things it added."""
+
+
+class OfWeights:
+    """What a statistic is that has one number for each weight, taken from a loss on batches."""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Loss and batches."""
+        return LOSS_AND_BATCHES
+
+    @property
+    def elementwise(self) -> bool:
+        """Each weight has a number of its own."""
+        return True
 
 
 def data_of(who: object, source: Source) -> tuple[LossFn, Callable[[], Iterable[Any]]]:
@@ -31,6 +49,51 @@ def data_of(who: object, source: Source) -> tuple[LossFn, Callable[[], Iterable[
     if source.loss_fn is None or source.batches is None:
         raise MissingStatsError(f"{who} needs loss_fn=lambda model, batch: ... and batches=[...]")
     return source.loss_fn, source.batches
+
+
+def loss_of(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
+    """Compute the loss of one batch.
+
+    Args:
+        loss_fn: Returns the scalar loss.
+        model: The model.
+        batch: One batch.
+        index: Its number, for the message.
+
+    Raises:
+        MissingStatsError: When it is not one finite number with a gradient.
+    """
+    loss = loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise MissingStatsError(f"the loss must be one number per batch, got {got} on batch {index}; take its mean")
+    if not bool(torch.isfinite(loss)):
+        raise MissingStatsError(f"the loss is {loss.item()} on batch {index}; gradients of it rank nothing")
+    if not loss.requires_grad:
+        raise MissingStatsError("the loss has no gradient: it was computed without grad or from detached tensors")
+    return loss
+
+
+def averaged(who: object, source: Source, add: Add) -> dict[str, Tensor]:
+    """Average something over batches, in evaluation mode and with gradients by all parameters.
+
+    Args:
+        who: The statistic, for messages.
+        source: What it is collected from.
+        add: Adds what one batch gives.
+
+    Returns:
+        The sums over the number of things added, in float32 or wider.
+
+    Raises:
+        MissingStatsError: When there is no loss or no batch, or a parameter holds integers.
+    """
+    loss_fn, batches = data_of(who, source)
+    sums, count = zeros_like(source.parameters), 0
+    with differentiable(who, source.model, source.parameters):
+        for index, batch in counted(who, batches()):
+            count += add(sums, loss_fn, batch, index)
+    return {name: value.div_(count) for name, value in sums.items()}
 
 
 def counted(who: object, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -50,7 +113,7 @@ def counted(who: object, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     for index, batch in enumerate(batches):
         yield index, batch
     if index < 0:
-        raise MissingStatsError(f"{who} looks at batches, and there were none")
+        raise MissingStatsError(f"{who} looks at batches, and there were no batches")
 
 
 @contextmanager
@@ -101,84 +164,38 @@ def refuse_nothing(who: object, values: Mapping[str, Tensor], why: str) -> None:
         MissingStatsError: Says which.
     """
     for name, value in values.items():
-        if not bool(torch.isfinite(value).all()):
-            raise MissingStatsError(f"{who} of {name} is NaN or infinite; the loss or the weights are too large for it")
+        refuse_infinite(f"{who} of {name}", value)
     if not any(bool(value.any()) for value in values.values()):
         raise MissingStatsError(f"{who} is zero for every weight, which ranks nothing: {why}")
 
 
-class Samples:
-    """A batch taken apart into samples: the tensors whose first dimension counts them, and everything else.
+def refuse_infinite(what: str, value: Tensor) -> None:
+    """Refuse what is not finite somewhere.
 
     Args:
-        who: The statistic, for the message.
-        batch: Any nesting of lists, tuples and dicts.
+        what: What it is, for the message.
+        value: The tensor.
 
     Raises:
-        MissingStatsError: When the batch has no tensors, or tensors of different first dimensions.
+        MissingStatsError: Says which.
     """
-
-    def __init__(self, who: object, batch: Any) -> None:
-        leaves, self._spec = tree_flatten(batch)
-        self._leaves: list[Any] = leaves
-        self.places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor) and leaf.dim()]
-        sizes = {self._leaves[i].shape[0] for i in self.places}
-        if len(sizes) != 1:
-            found = f"tensors of {sorted(sizes)} rows" if sizes else f"no tensor in a {type(batch).__name__}"
-            raise MissingStatsError(
-                f"{who} takes batches apart into samples, by the first dimension of every tensor in them, and found "
-                f"{found}; give lists, tuples or dicts of tensors with one first dimension"
-            )
-        (self.count,) = sizes
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors that hold samples."""
-        return [self._leaves[i] for i in self.places]
-
-    def batch(self, tensors: Iterable[Tensor]) -> Any:
-        """Return a batch of other samples."""
-        leaves = list(self._leaves)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
-        return tree_unflatten(leaves, self._spec)
-
-    def part(self, start: int, stop: int) -> Any:
-        """Return a batch of some of the samples."""
-        return self.batch([tensor[start:stop] for tensor in self.tensors])
+    if not bool(torch.isfinite(value).all()):
+        raise MissingStatsError(
+            f"{what} is NaN or infinite: the loss has no derivative there (a root or logarithm of zero), or loss or "
+            "weights are too large"
+        )
 
 
-def check_mean(who: object, loss_fn: LossFn, model: nn.Module, samples: Samples) -> None:
-    """Refuse a loss that is no mean over samples: a sample's own gradient would not be its share of the batch's.
-
-    The loss of the batch is compared with those of its first sample, of both halves and of all but the first.
-
-    Args:
-        who: The statistic, for the message.
-        loss_fn: The loss.
-        model: The model, in evaluation mode.
-        samples: A batch.
+def check_count(what: str, value: int) -> None:
+    """Refuse anything but a whole number of at least one.
 
     Raises:
-        MissingStatsError: When they do not add up.
+        TargetError: Names the option.
     """
-    n = samples.count
-    if n < 2:
-        return
-    # Sixteen bits have two or three digits.
-    slack = 1e-3 if all(p.dtype.itemsize >= 4 for p in model.parameters()) else 3e-2
-    with torch.no_grad():
-        whole = _value(loss_fn, model, samples.part(0, n))
-        for cut in sorted({1, n // 2}):
-            first, rest = (_value(loss_fn, model, samples.part(*span)) for span in ((0, cut), (cut, n)))
-            mean = (cut * first + (n - cut) * rest) / n
-            if not abs(mean - whole) <= slack * max(abs(whole), abs(first), abs(rest)) + 1e-6:
-                raise MissingStatsError(
-                    f"{who} needs the gradient of each sample alone, and the loss of a batch of {n} ({whole:.6g}) is "
-                    f"not the mean over its samples (parts of {cut} and {n - cut}: {mean:.6g}): it is a sum or "
-                    "weighted, or the model or the loss couples the samples of a batch. Return the mean over samples"
-                )
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TargetError(f"{what} must be a whole number of at least 1, got {value!r}")
 
 
-def _value(loss_fn: LossFn, model: nn.Module, batch: Any) -> float:
-    return float(loss_fn(model, batch))
+def slack_of(dtype: torch.dtype) -> float:
+    """Return how far two sums of one thing may be apart, relative: sixteen bits have two or three digits."""
+    return {2: 3e-2, 4: 1e-3}.get(dtype.itemsize, 1e-6)

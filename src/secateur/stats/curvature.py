@@ -13,18 +13,9 @@ from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
 from secateur.errors import MissingStatsError, TargetError, check_choice
-from secateur.stats._common import (
-    LOSS_AND_BATCHES,
-    Samples,
-    check_mean,
-    counted,
-    data_of,
-    differentiable,
-    refuse_nothing,
-    zeros_like,
-)
-from secateur.stats.fisher import check_count, over_samples
-from secateur.stats.gradients import collect_gradients, loss_of
+from secateur.stats._common import LossFn, OfWeights, averaged, check_count, data_of, loss_of, refuse_nothing
+from secateur.stats.gradients import collect_gradients
+from secateur.stats.per_sample import Samples, check_apart, over_samples
 from secateur.types import Source, Tensors
 
 Negatives = Literal["clamp", "keep"]
@@ -54,7 +45,7 @@ def _output_through(
 
 
 @dataclass(frozen=True)
-class GaussNewtonDiagonal:
+class GaussNewtonDiagonal(OfWeights):
     r"""Diagonal of the generalised Gauss-Newton matrix, exact: one backward pass per output and sample.
 
     With :math:`z_n` the model's outputs for sample :math:`n`, :math:`J_n = \partial z_n / \partial w` and :math:`H_n =
@@ -89,16 +80,6 @@ class GaussNewtonDiagonal:
     def __post_init__(self) -> None:
         check_count("gauss_newton: chunk", self.chunk)
 
-    @property
-    def uses(self) -> frozenset[str]:
-        """Loss and batches."""
-        return LOSS_AND_BATCHES
-
-    @property
-    def elementwise(self) -> bool:
-        """Each weight has a number of its own."""
-        return True
-
     def collect(self, source: Source) -> dict[str, Tensor]:
         """Average over all samples.
 
@@ -106,9 +87,22 @@ class GaussNewtonDiagonal:
             MissingStatsError: When the loss is not convex in the outputs, not a mean over samples, or does not look
                 at one tensor of outputs.
         """
-        loss_fn, batches = data_of(self, source)
-        sums, total = zeros_like(source.parameters), 0
+        out = averaged(self, source, lambda *given: self._add(source, *given))
+        refuse_nothing(self, out, "the outputs depend on none of them, or the loss is linear in the outputs")
+        return out
 
+    def _add(self, source: Source, sums: dict[str, Tensor], loss_fn: LossFn, batch: Any, index: int) -> int:
+        samples = Samples(self, batch)
+        if index == 0:
+            loss_of(loss_fn, source.model, batch, index)
+            check_apart(self, loss_fn, source.model, samples)
+        for squares, values in over_samples(self, source, samples, self.chunk, self._build(source, loss_fn)):
+            self._check_convex(values)
+            for name, square in squares.items():
+                sums[name] += square.sum(0)
+        return samples.count
+
+    def _build(self, source: Source, loss_fn: LossFn) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def build(run: Callable[..., Any]) -> Callable[..., tuple[Tensors, Tensor]]:
             def one(parameters: Tensors, *tensors: Tensor) -> tuple[Tensors, Tensor]:
                 outputs: list[Tensor] = []
@@ -137,20 +131,7 @@ class GaussNewtonDiagonal:
 
             return one
 
-        with differentiable(self, source.model, source.parameters):
-            for index, batch in counted(self, batches()):
-                samples = Samples(self, batch)
-                if index == 0:
-                    loss_of(loss_fn, source.model, batch, index)
-                    check_mean(self, loss_fn, source.model, samples)
-                for squares, values in over_samples(self, source, samples, self.chunk, build):
-                    self._check_convex(values)
-                    for name, square in squares.items():
-                        sums[name] += square.sum(0)
-                total += samples.count
-        out = {name: value.div_(max(total, 1)) for name, value in sums.items()}
-        refuse_nothing(self, out, "the outputs depend on none of them, or the loss is linear in the outputs")
-        return out
+        return build
 
     def _check_convex(self, values: Tensor) -> None:
         least, most = float(values.min()), float(values.abs().max())
@@ -162,7 +143,7 @@ class GaussNewtonDiagonal:
 
 
 @dataclass(frozen=True)
-class HutchinsonDiagonal:
+class HutchinsonDiagonal(OfWeights):
     r"""Diagonal of the loss's Hessian, estimated from products with random signs.
 
     .. math:: \hat h = \frac1{B S} \sum_{b=1}^{B} \sum_{s=1}^{S} v_{b,s} \odot H_b v_{b,s}, \qquad
@@ -196,37 +177,26 @@ class HutchinsonDiagonal:
         check_count("hutchinson: samples", self.samples)
         check_choice("hutchinson: negatives", self.negatives, get_args(Negatives))
 
-    @property
-    def uses(self) -> frozenset[str]:
-        """Loss and batches."""
-        return LOSS_AND_BATCHES
-
-    @property
-    def elementwise(self) -> bool:
-        """Each weight has a number of its own."""
-        return True
-
     def collect(self, source: Source) -> dict[str, Tensor]:
         """Average over batches and draws.
 
         Raises:
             MissingStatsError: When the loss cannot be differentiated twice, or has no curvature at all.
         """
-        loss_fn, batches = data_of(self, source)
-        sums, count = zeros_like(source.parameters), 0
-        with differentiable(self, source.model, source.parameters):
-            for index, batch in counted(self, batches()):
-                gradients = _first(self, loss_of(loss_fn, source.model, batch, index), source.parameters)
-                for draw in range(self.samples):
-                    signs = {n: self._signs(n, index, draw, p) for n, p in source.parameters.items()}
-                    for name, product in _second(self, gradients, signs, source.parameters).items():
-                        sums[name] += signs[name] * product
-                count += 1
-        out = {name: value.div_(max(count, 1) * self.samples) for name, value in sums.items()}
+        out = averaged(self, source, lambda *given: self._add(source, *given))
+        refuse_nothing(self, out, "the loss has no second derivative by any of them (a piecewise linear network)")
         if self.negatives == "clamp":
             out = {name: value.clamp_min_(0) for name, value in out.items()}
-        refuse_nothing(self, out, "the loss has no second derivative by any of them (a piecewise linear network)")
+            refuse_nothing(self, out, "all estimates are negative, and so clamped: the weights are at no minimum")
         return out
+
+    def _add(self, source: Source, sums: dict[str, Tensor], loss_fn: LossFn, batch: Any, index: int) -> int:
+        gradients = _first(self, loss_of(loss_fn, source.model, batch, index), source.parameters)
+        for draw in range(self.samples):
+            signs = {n: self._signs(n, index, draw, p) for n, p in source.parameters.items()}
+            for name, product in _second(self, gradients, signs, source.parameters).items():
+                sums[name] += signs[name] * product
+        return self.samples
 
     def _signs(self, name: str, batch: int, draw: int, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{name}/{batch}/{draw}".encode()))
@@ -235,7 +205,7 @@ class HutchinsonDiagonal:
 
 
 @dataclass(frozen=True)
-class HessianGradient:
+class HessianGradient(OfWeights):
     r"""The Hessian of the mean loss times its own gradient, by differentiating twice.
 
     .. math:: H g = \tfrac1B \sum_b \nabla_w \bigl( \nabla_w L_b \cdot \mathrm{stop}(g) \bigr), \qquad
@@ -264,16 +234,6 @@ class HessianGradient:
         if not self.temperature > 0:
             raise TargetError(f"temperature must be above 0, got {self.temperature!r}")
 
-    @property
-    def uses(self) -> frozenset[str]:
-        """Loss and batches."""
-        return LOSS_AND_BATCHES
-
-    @property
-    def elementwise(self) -> bool:
-        """Each weight has a number of its own."""
-        return True
-
     def collect(self, source: Source) -> dict[str, Tensor]:
         """Take both passes.
 
@@ -281,18 +241,18 @@ class HessianGradient:
             MissingStatsError: When the loss cannot be differentiated twice, or the product is zero everywhere.
         """
         loss_fn, batches = data_of(self, source)
-        sums, count = zeros_like(source.parameters), 0
-        with differentiable(self, source.model, source.parameters), self._cooled(source.model):
-            mean = collect_gradients(source.model, source.parameters, loss_fn, batches(), needs=["gradient"])[
-                "gradient"
-            ]
-            refuse_nothing("the gradient", mean, "the loss is at a minimum, or nothing of it reaches the weights")
-            for index, batch in counted(self, batches()):
+        with self._cooled(source.model):
+            (mean,) = collect_gradients(
+                source.model, source.parameters, loss_fn, batches(), needs=["gradient"]
+            ).values()
+
+            def add(sums: dict[str, Tensor], loss_fn: LossFn, batch: Any, index: int) -> int:
                 gradients = _first(self, loss_of(loss_fn, source.model, batch, index), source.parameters)
                 for name, product in _second(self, gradients, mean, source.parameters).items():
                     sums[name] += product
-                count += 1
-        out = {name: value.div_(max(count, 1)) for name, value in sums.items()}
+                return 1
+
+            out = averaged(self, source, add)
         refuse_nothing(self, out, "the loss is linear in the weights here (a piecewise linear network and loss)")
         return out
 
@@ -300,9 +260,21 @@ class HessianGradient:
     def _cooled(self, model: nn.Module) -> Iterator[None]:
         if self.temperature == 1.0:
             yield
-        else:
-            with _output_through(self, model, lambda z: z / self.temperature):
-                yield
+            return
+        runs = 0
+
+        def cool(z: Tensor) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return z / self.temperature
+
+        with _output_through(self, model, cool):
+            yield
+        if not runs:
+            raise MissingStatsError(
+                f"{self} divides what the model returns, and the loss never ran the model itself (it ran parts of it): "
+                "call model(...) in loss_fn, or leave the temperature at 1"
+            )
 
 
 def _first(who: object, loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
 from secateur.errors import MissingStatsError
+from secateur.stats._common import refuse_infinite, slack_of
 from secateur.types import Source
 
 _WAY_OUT = 'per_sample = "vmap" or "loop" differentiates each sample instead'
@@ -136,7 +137,8 @@ def _check_call(who: object, call: _Call, delta: Tensor, count: int) -> None:
 
 def _check_mean(who: object, name: str, ours: Tensor, theirs: Tensor | None) -> None:
     theirs = torch.zeros_like(ours) if theirs is None else theirs
-    slack = {2: 3e-2, 4: 1e-3}.get(theirs.dtype.itemsize, 1e-6)
+    refuse_infinite(f"{who}: the gradient of {name}", theirs)
+    slack = slack_of(theirs.dtype)
     theirs = theirs.to(ours.dtype)
     if not bool((ours - theirs).norm() <= slack * (ours.norm() + theirs.norm()) + 1e-7):
         raise MissingStatsError(

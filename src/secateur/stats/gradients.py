@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import MissingStatsError
-from secateur.forward import evaluation_mode_of
+from secateur.stats._common import LossFn, counted, differentiable, loss_of, refuse_nothing, zeros_like
 
-LossFn = Callable[[nn.Module, Any], Tensor]
-"""``loss_fn(model, batch) -> scalar`` mean loss over the batch."""
+__all__ = ["LossFn", "collect_gradients", "loss_of"]
+
+_WHY = "the loss is at a minimum, or nothing of it reaches the weights"
 
 
 def collect_gradients(
@@ -43,49 +43,15 @@ def collect_gradients(
     Raises:
         MissingStatsError: When there are no batches, the loss is not a finite scalar, or it has no gradient.
     """
-    sums: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
-    for name, parameter in parameters.items():
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        for need in needs:
-            sums[need][name] = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-    frozen = [p for p in parameters.values() if not p.requires_grad]
-    count = 0
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with evaluation_mode_of(model), torch.enable_grad():
-            for batch in batches:
-                _add(sums, parameters, loss_of(loss_fn, model, batch, count))
-                count += 1
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    if count == 0:
-        raise MissingStatsError("the score needs gradients, but there were no batches to compute them from")
-    return {need: {name: total.div_(count) for name, total in by_name.items()} for need, by_name in sums.items()}
-
-
-def loss_of(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
-    """Compute the loss of one batch.
-
-    Args:
-        loss_fn: Returns the scalar loss.
-        model: The model.
-        batch: One batch.
-        index: Its number, for the message.
-
-    Raises:
-        MissingStatsError: When it is not one finite number with a gradient.
-    """
-    loss = loss_fn(model, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise MissingStatsError(f"the loss must be one number per batch, got {got} on batch {index}; take its mean")
-    if not bool(torch.isfinite(loss)):
-        raise MissingStatsError(f"the loss is {loss.item()} on batch {index}; gradients of it rank nothing")
-    if not loss.requires_grad:
-        raise MissingStatsError("the loss has no gradient: it was computed without grad or from detached tensors")
-    return loss
+    who = "the score's gradient"
+    sums = {need: zeros_like(parameters) for need in needs}
+    with differentiable(who, model, parameters):
+        for index, batch in counted(who, batches):
+            _add(sums, parameters, loss_of(loss_fn, model, batch, index))
+    out = {need: {name: total.div_(index + 1) for name, total in by_name.items()} for need, by_name in sums.items()}
+    for values in out.values():
+        refuse_nothing(who, values, _WHY)
+    return out
 
 
 def _add(sums: Mapping[str, dict[str, Tensor]], parameters: Mapping[str, nn.Parameter], loss: Tensor) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from secateur.errors import MissingStatsError, check_choice
-from secateur.stats.per_sample import per_sample_gradients
+from secateur.stats._common import data_of
+from secateur.stats.per_sample import Way, per_sample_gradients
 from secateur.stats.quadratic import SingularMatrix, invert
 from secateur.types import Source, Tensors
 
@@ -142,6 +143,8 @@ class InverseFisher:
         damping: The number :math:`\lambda`, or with ``relative`` its ratio to the mean of the diagonal of F.
         relative: See there.
         gradients: Of what.
+        per_sample: ``"vmap"``: torch.func differentiates a handful of samples together; ``"loop"``: one after the
+            other, for models that it cannot run (decisions on values, recurrent layers). The numbers are the same.
 
     Raises:
         MissingStatsError: When an option is out of range; when a block is singular; or when there are too many weights
@@ -152,9 +155,11 @@ class InverseFisher:
     damping: float = 1e-2
     relative: bool = True
     gradients: Literal["loss", "output"] = "loss"
+    per_sample: Way = "vmap"
 
     def __post_init__(self) -> None:
         check_choice("inverse_fisher: gradients", self.gradients, ("loss", "output"))
+        check_choice("inverse_fisher: per_sample", self.per_sample, get_args(Way))
         if self.block is not None and (isinstance(self.block, bool) or self.block < 1):
             raise MissingStatsError(f"block is the number of weights per block, at least 1, got {self.block!r}")
         if not (math.isfinite(self.damping) and self.damping >= 0.0):
@@ -177,10 +182,9 @@ class InverseFisher:
             MissingStatsError: As the class, and as
                 :func:`~secateur.stats.per_sample.per_sample_gradients`.
         """
-        if source.loss_fn is None or source.batches is None:
-            raise MissingStatsError("a Fisher matrix needs loss_fn=lambda model, batch: ... and batches=[...]")
+        loss_fn, batches = data_of(self, source)
         found = per_sample_gradients(
-            source.model, source.parameters, source.loss_fn, source.batches(), outputs=self.gradients == "output"
+            self, source, loss_fn, batches(), way=self.per_sample, outputs=self.gradients == "output"
         )
         sums = [_Sum(self.block, names, source) for names in self._layout(source)]
         samples = gradients = 0

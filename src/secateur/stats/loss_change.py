@@ -12,9 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateur.errors import MissingStatsError, check_choice
 from secateur.forward import evaluation_mode_of
-from secateur.stats._common import LOSS_AND_BATCHES, counted, data_of
-from secateur.stats.fisher import check_count
-from secateur.stats.gradients import LossFn
+from secateur.stats._common import LOSS_AND_BATCHES, LossFn, check_count, counted, data_of, refuse_nothing
 from secateur.types import Source
 
 Per = Literal["element", "unit"]
@@ -66,7 +64,8 @@ class LossChange:
         """Try every candidate.
 
         Raises:
-            MissingStatsError: When there are more than ``limit``, or a loss is not one finite number.
+            MissingStatsError: When there are more than ``limit``, a loss is not one finite number, or no removal
+                changes it.
         """
         loss_fn, batches = data_of(self, source)
         candidates = sum(self._count(source.model, n, p) for n, p in source.parameters.items())
@@ -91,6 +90,7 @@ class LossChange:
                         for (tensor, index), value in zip(pieces, kept, strict=True):
                             tensor[index] = value
                 out[name] = changes.to(parameter.device)
+        refuse_nothing(self, out, "the loss depends on none of them")
         return out
 
     def _count(self, model: nn.Module, name: str, parameter: Tensor) -> int:

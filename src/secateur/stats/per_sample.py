@@ -1,10 +1,9 @@
-"""Gradients sample by sample: of the loss, or of every output."""
+"""Gradients of single samples, of the loss or of every output: how samples are told apart, and when they cannot be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +11,82 @@ from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, evaluation_mode_of
-from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats._common import LossFn, counted, differentiable, loss_of, refuse_infinite, slack_of
+from secateur.types import Source, Tensors
 
 # Shapes: N samples, K outputs of a sample
+
+Way = Literal["vmap", "loop"]
+"""All at once by torch.func, or one after the other; the numbers are the same, to rounding."""
 
 _NUMBERS = 2**23
 """Numbers that one yield holds at most, as far as single samples allow: 32 MB in float32."""
 
 
+class Samples:
+    """A batch taken apart into samples: the tensors whose first dimension counts them, and everything else.
+
+    Args:
+        who: The statistic, for the message.
+        batch: Any nesting of lists, tuples and dicts.
+
+    Raises:
+        MissingStatsError: When the batch has no tensors, tensors of different first dimensions, or no sample.
+    """
+
+    def __init__(self, who: object, batch: Any) -> None:
+        leaves, self._spec = tree_flatten(batch)
+        self._leaves: list[Any] = leaves
+        self.places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor) and leaf.dim()]
+        sizes = {self._leaves[i].shape[0] for i in self.places}
+        if len(sizes) != 1 or 0 in sizes:
+            found = f"tensors of {sorted(sizes)} rows" if sizes else f"no tensor in a {type(batch).__name__}"
+            raise MissingStatsError(
+                f"{who} takes batches apart into samples, by the first dimension of every tensor in them, and found "
+                f"{found}; give lists, tuples or dicts of tensors with one first dimension"
+            )
+        self.count: int = sizes.pop()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that hold samples."""
+        return [self._leaves[i] for i in self.places]
+
+    def batch(self, tensors: Iterable[Tensor]) -> Any:
+        """Return a batch of other samples."""
+        leaves = list(self._leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return tree_unflatten(leaves, self._spec)
+
+    def part(self, start: int, stop: int) -> Any:
+        """Return a batch of some of the samples."""
+        return self.batch([tensor[start:stop] for tensor in self.tensors])
+
+
 def per_sample_gradients(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    who: object,
+    source: Source,
     loss_fn: LossFn,
     batches: Iterable[Any],
     *,
+    way: Way,
     outputs: bool = False,
+    chunk: int | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Differentiate sample by sample, a handful of samples at a time.
 
     A sample is one index of the first dimension of every tensor in a batch; ``loss_fn`` gets it as a batch of one. The
-    samples of a handful run together (``torch.func.vmap``); where the forward or the loss cannot run so (Python
-    decisions on values, recurrent layers), one after the other, with the same result. Modes and ``.grad`` are as before
-    afterwards.
+    model runs in evaluation mode; modes and ``.grad`` are as before afterwards.
 
     Args:
-        model: Runs in evaluation mode.
-        parameters: What to differentiate by, by name.
-        loss_fn: ``loss_fn(model, batch)``: one number, the mean or the sum over the batch.
+        who: The statistic, for messages.
+        source: Model and parameters.
+        loss_fn: ``loss_fn(model, batch)``: one number, the mean over the batch.
         batches: The batches.
+        way: ``"vmap"``: a handful together, by torch.func; ``"loop"``: one after the other, for any model.
         outputs: Differentiate every output instead: ``loss_fn`` then returns the outputs, one row per sample.
+        chunk: Samples at once; by default as many as 32 MB of gradients hold.
 
     Yields:
         How many samples, and by name their gradients, N first; with ``outputs`` N K rows, one for every output of
@@ -49,82 +94,70 @@ def per_sample_gradients(
 
     Raises:
         MissingStatsError: When there are no batches; the loss is not one number, not finite or without a gradient; a
-            batch's tensors have different first dimensions; or samples depend on one another (a batch norm that keeps
-            no running statistics, a loss that compares samples), so that there is no gradient of one sample.
+            gradient is not finite; a batch's tensors have different first dimensions; samples depend on one another (a
+            batch norm that keeps no running statistics, a loss that compares samples), so that there is no gradient of
+            one sample; or ``"vmap"`` cannot run the model.
     """
-    count, together = 0, True
-    unfrozen = [p for p in parameters.values() if not p.requires_grad]
-    try:
-        for p in unfrozen:
-            p.requires_grad_(True)
-        with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
-            for batch in batches:
-                samples = _Samples(batch, count)
-                whole = _whole(model, loss_fn, batch, count, samples.count, outputs=outputs)
-                width = 1 if not outputs else max(1, whole.numel() // samples.count)
-                step = max(1, _NUMBERS // (width * sum(p.numel() for p in parameters.values())))
-                seen = []
-                for low in range(0, samples.count, step):
-                    part = range(low, min(low + step, samples.count))
-                    found = None
-                    if together:
-                        found = _together(model, parameters, loss_fn, samples, part, outputs=outputs)
-                        together = found is not None
-                    values, gradients = found or _one_by_one(model, parameters, loss_fn, samples, part, outputs=outputs)
-                    seen.append(values)
-                    yield len(part), gradients
-                _check_apart(whole, torch.cat(seen), count, outputs=outputs)
-                count += 1
-    finally:
-        for p in unfrozen:
-            p.requires_grad_(False)
-    if not count:
-        raise MissingStatsError("gradients of single samples are needed, but there were no batches to take them from")
+    with differentiable(who, source.model, source.parameters):
+        for index, batch in counted(who, batches):
+            samples = Samples(who, batch)
+            whole = _outputs(loss_fn, source.model, batch, index, samples.count) if outputs else None
+            loss = None if outputs else loss_of(loss_fn, source.model, batch, index).detach()
+            if index == 0:
+                check_apart(who, loss_fn, source.model, samples, outputs=outputs)
+            width = 1 if whole is None else max(1, whole.numel() // samples.count)
+            step = chunk or max(1, _NUMBERS // (width * sum(p.numel() for p in source.parameters.values())))
+            seen = []
+            found = (_together if way == "vmap" else _one_by_one)(who, source, loss_fn, samples, step, outputs)
+            for values, gradients in found:
+                for name, gradient in gradients.items():
+                    refuse_infinite(f"{who}: the gradient of {name}", gradient)
+                seen.append(values)
+                yield len(values) // width, gradients
+            single = torch.cat(seen)
+            if whole is not None:
+                _refuse_coupled(who, samples.count, whole, single.view_as(whole))
+            elif loss is not None:
+                _refuse_coupled(who, samples.count, loss, single.mean())
 
 
-class _Samples:
-    """A batch, and its samples as batches of one."""
-
-    def __init__(self, batch: Any, index: int) -> None:
-        self.leaves, self.spec = tree_flatten(batch)
-        sizes = {leaf.shape[0] for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.dim()}
-        if len(sizes) != 1 or 0 in sizes:
-            raise MissingStatsError(
-                f"samples cannot be told apart in batch {index}: the first dimensions of its tensors are "
-                f"{sorted(sizes) or 'missing'}, expected one number of samples for all"
-            )
-        self.count = sizes.pop()
-        self.index = index
-        self.varying = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.dim()]
-
-    def rebuilt(self, tensors: Iterable[Tensor]) -> Any:
-        """Return the batch with other tensors in the places of its own."""
-        leaves = list(self.leaves)
-        for i, tensor in zip(self.varying, tensors, strict=True):
-            leaves[i] = tensor
-        return tree_unflatten(leaves, self.spec)
-
-    def of(self, part: range) -> list[Tensor]:
-        """Return the tensors of some samples."""
-        return [self.leaves[i][part.start : part.stop] for i in self.varying]
+Found = Iterator[tuple[Tensor, dict[str, Tensor]]]
 
 
-class _Call(nn.Module):
-    """The loss as a module, so that other tensors can stand for its parameters."""
+def _together(who: object, source: Source, loss_fn: LossFn, samples: Samples, chunk: int, outputs: bool) -> Found:
+    def build(run: Run) -> Callable[..., Any]:
+        def one(parameters: Tensors, *tensors: Tensor) -> Any:
+            out = run(loss_fn, parameters, *tensors)
+            return (out.flatten(), out.flatten()) if outputs else out.reshape(())
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
+        differentiate: Callable[..., Any] = jacrev(one, has_aux=True) if outputs else grad_and_value(one)
+        return differentiate
 
-    def forward(self, batch: Any) -> Any:
-        return self.loss_fn(self.model, batch)
+    for gradients, values in over_samples(who, source, samples, chunk, build):
+        yield values.flatten(), {n: g.flatten(0, 1) if outputs else g for n, g in gradients.items()}
 
 
-def _whole(model: nn.Module, loss_fn: LossFn, batch: Any, index: int, samples: int, *, outputs: bool) -> Tensor:
-    """Return the loss or the outputs of a whole batch."""
-    if not outputs:
-        return loss_of(loss_fn, model, batch, index).detach()
+def _one_by_one(who: object, source: Source, loss_fn: LossFn, samples: Samples, chunk: int, outputs: bool) -> Found:
+    parameters = list(source.parameters.values())
+    for start in range(0, samples.count, chunk):
+        values: list[Tensor] = []
+        rows: list[tuple[Tensor, ...]] = []
+        for i in range(start, min(start + chunk, samples.count)):
+            flat = _alone(who, loss_fn, source.model, samples, i, i + 1).flatten()
+            for k, value in enumerate(flat):
+                more = k + 1 < len(flat)
+                found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=more)
+                rows.append(
+                    tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True))
+                )
+            values.append(flat.detach())
+        yield (
+            torch.cat(values),
+            {n: torch.stack(r) for n, r in zip(source.parameters, zip(*rows, strict=True), strict=True)},
+        )
+
+
+def _outputs(loss_fn: LossFn, model: nn.Module, batch: Any, index: int, samples: int) -> Tensor:
     found = loss_fn(model, batch)
     if not isinstance(found, Tensor) or not found.dim() or found.shape[0] != samples:
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -139,86 +172,117 @@ def _whole(model: nn.Module, loss_fn: LossFn, batch: Any, index: int, samples: i
     return found.detach()
 
 
-Found = tuple[Tensor, dict[str, Tensor]]
+# -- samples that are no samples
 
 
-def _together(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    loss_fn: LossFn,
-    samples: _Samples,
-    part: range,
-    *,
-    outputs: bool,
-) -> Found | None:
-    """Return values and gradients of some samples at once, or nothing where the forward cannot run so."""
-    call = _Call(model, loss_fn)
-    detached = {f"model.{name}": p.detach() for name, p in parameters.items()}
+def check_apart(who: object, loss_fn: LossFn, model: nn.Module, samples: Samples, *, outputs: bool = False) -> None:
+    """Refuse a loss that is no mean over samples: a sample's own gradient would not be its share of the batch's.
 
-    def run(values: dict[str, Tensor], *sample: Tensor) -> Any:
-        out = functional_call(call, values, (samples.rebuilt(t[None] for t in sample),))
-        return (out.flatten(), out.flatten()) if outputs else out.reshape(())
+    The loss (or the outputs) of the batch is compared with those of its first sample, of both halves and of all but
+    the first.
 
-    differentiate: Callable[..., Any] = jacrev(run, has_aux=True) if outputs else grad_and_value(run)
-    tensors = samples.of(part)
+    Args:
+        who: The statistic, for the message.
+        loss_fn: The loss, or what returns outputs.
+        model: The model, in evaluation mode.
+        samples: A batch.
+        outputs: Whether ``loss_fn`` returns outputs.
+
+    Raises:
+        MissingStatsError: When they do not add up, or parts of the batch cannot be run.
+    """
+    n = samples.count
+    if n < 2:
+        return
+    with torch.no_grad():
+        whole = loss_fn(model, samples.part(0, n))
+        for cut in sorted({1, n // 2}):
+            first, rest = (_alone(who, loss_fn, model, samples, *span) for span in ((0, cut), (cut, n)))
+            parts = torch.cat([first, rest]) if outputs else (cut * first + (n - cut) * rest) / n
+            _refuse_coupled(who, n, whole, parts)
+
+
+def _alone(who: object, loss_fn: LossFn, model: nn.Module, samples: Samples, start: int, stop: int) -> Tensor:
     try:
-        gradients, values = vmap(differentiate, in_dims=(None, *[0] * len(tensors)))(detached, *tensors)
-    except Exception:  # noqa: BLE001  # anything may not run so; running sample by sample then says what is truly wrong
-        return None
-    named = {name: gradients[f"model.{name}"].detach() for name in parameters}
-    return values.detach().flatten(), {n: g.flatten(0, 1) for n, g in named.items()} if outputs else named
-
-
-def _one_by_one(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    loss_fn: LossFn,
-    samples: _Samples,
-    part: range,
-    *,
-    outputs: bool,
-) -> Found:
-    values: list[Tensor] = []
-    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
-    for i in part:
-        with _said(samples.index):
-            out = loss_fn(model, samples.rebuilt(samples.of(range(i, i + 1))))
-        flat = out.flatten() if outputs else out.reshape(1)
-        for k, value in enumerate(flat):
-            more = k + 1 < len(flat)
-            found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, retain_graph=more)
-            for (name, p), gradient in zip(parameters.items(), found, strict=True):
-                rows[name].append(torch.zeros_like(p) if gradient is None else gradient)
-        values.append(flat.detach())
-    return torch.cat(values), {name: torch.stack(tensors) for name, tensors in rows.items()}
-
-
-@contextmanager
-def _said(index: int) -> Iterator[None]:
-    try:
-        yield
+        return loss_fn(model, samples.part(start, stop))
     except (RuntimeError, ValueError, IndexError) as error:
         raise MissingStatsError(
-            f"the loss of batch {index} can be computed, that of one of its samples cannot: {error}. A layer that "
-            "couples the samples of a batch has no gradient of one sample"
+            f"{who} needs the gradient of each sample alone. A batch of {samples.count} can be run, {stop - start} of "
+            f"its samples cannot: {error}. The model or the loss couples the samples of a batch"
         ) from error
 
 
-def _check_apart(whole: Tensor, single: Tensor, index: int, *, outputs: bool) -> None:
-    """Refuse a batch whose value is not made of those of its samples."""
-    if not bool(torch.isfinite(single).all()):
-        raise MissingStatsError(f"the loss of a single sample of batch {index} is not finite")
-    if outputs:
-        # Rounding differs between a batch and its samples, relative to the largest output.
-        apart = float((whole.flatten() - single).abs().max()) / max(float(whole.abs().max()), 1e-30)
-    else:
-        wanted, size = float(whole), max(float(single.abs().mean()), 1e-30)
-        total, n = float(single.double().sum()), len(single)
-        apart = min(abs(wanted - total / n), abs(wanted - total) / n) / size
-    if apart > 1e3 * torch.finfo(whole.dtype).eps:
-        what = "outputs of the batch are not those" if outputs else "loss is neither the mean nor the sum of those"
+def _refuse_coupled(who: object, count: int, whole: Tensor, parts: Tensor) -> None:
+    size = float(torch.maximum(whole.abs().max(), parts.abs().max()))
+    apart = float((whole.double() - parts.double()).abs().max())
+    if apart <= slack_of(whole.dtype) * size + 1e-30:
+        return
+    if whole.numel() > 1:
         raise MissingStatsError(
-            f"batch {index}: the {what} of its samples (they differ by {apart:.1g}, relative), so there is no gradient "
-            "of one sample. Batch norms must keep running statistics, and a weighted or contrastive loss must be "
-            "written as a sum over samples; or give batches of one sample"
+            f"{who} needs the gradient of each sample alone, and the outputs of a batch of {count} are not those of "
+            f"its samples (they differ by {apart:.1g}): the model couples the samples of a batch"
         )
+    raise MissingStatsError(
+        f"{who} needs the gradient of each sample alone, and the loss of a batch of {count} ({float(whole):.6g}) is "
+        f"not the mean over its samples ({float(parts):.6g}): it is a sum or weighted, or the model or the loss "
+        "couples the samples of a batch. Return the mean over samples"
+    )
+
+
+# -- vectorised
+
+
+class _Called(nn.Module):
+    """Runs a function of a model with the model's tensors replaced by others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[nn.Module, Any], Any], batch: Any) -> Any:
+        return function(self.model, batch)
+
+
+Run = Callable[..., Any]
+"""``run(function, parameters, *tensors of one sample)``: ``function(model, batch of one)`` with other parameters."""
+
+
+def over_samples(
+    who: object, source: Source, samples: Samples, chunk: int, build: Callable[[Run], Callable[..., Any]]
+) -> Iterator[Any]:
+    """Vectorise a function of parameters and one sample over the samples of a batch.
+
+    Args:
+        who: The statistic, for messages.
+        source: Model and parameters.
+        samples: The batch.
+        chunk: Samples at once.
+        build: Makes the function from a way to run things with other parameters.
+
+    Yields:
+        What it returns, stacked, for every chunk.
+
+    Raises:
+        MissingStatsError: When the model or the loss cannot be vectorised.
+    """
+    called = _Called(source.model)
+
+    def run(function: Callable[[nn.Module, Any], Any], parameters: Tensors, *tensors: Tensor) -> Any:
+        batch = samples.batch([tensor.unsqueeze(0) for tensor in tensors])
+        return functional_call(called, {f"model.{n}": p for n, p in parameters.items()}, (function, batch))
+
+    parameters: Mapping[str, Tensor] = {n: p.detach() for n, p in source.parameters.items()}
+    each = vmap(build(run), in_dims=(None, *[0] * len(samples.places)))
+    for start in range(0, samples.count, chunk):
+        try:
+            with torch.no_grad():  # torch.func differentiates all the same; no graph to the other parameters is kept
+                values = each(parameters, *[t[start : start + chunk] for t in samples.tensors])
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            # The whole batch has run, so it is the vectorising that fails: torch has many words for it.
+            first = str(error).strip().split("\n")[0]
+            raise MissingStatsError(
+                f"{who}: torch.func cannot vectorise this model and loss over samples ({first}). Control flow on data, "
+                "random draws, get_parameter and some recurrent kernels forbid it; "
+                'per_sample = "loop" goes sample by sample'
+            ) from error
+        yield values

@@ -142,6 +142,9 @@ def remove(inverse: Tensor, weights: Tensor, indices: Tensor) -> tuple[Tensor, T
     Returns:
         The new weights, exactly zero in :math:`Q`, and the loss, (...).
 
+    Raises:
+        MissingStatsError: When the inverse is not positive definite on :math:`Q`.
+
     Example:
         >>> inverse = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
         >>> [t.tolist() for t in remove(inverse, torch.tensor([4.0, 5.0]), torch.tensor([0]))]
@@ -158,7 +161,7 @@ def remove(inverse: Tensor, weights: Tensor, indices: Tensor) -> tuple[Tensor, T
     inside = indices[..., :, None] & indices[..., None, :]
     system = torch.where(inside, inverse, torch.diag_embed((~indices).to(inverse.dtype)))
     gone = torch.where(indices, weights, 0.0)
-    pull = torch.cholesky_solve(gone[..., None], torch.linalg.cholesky(system))[..., 0]
+    pull = _solved(system, gone)
     moved = weights - torch.einsum("...ij,...j->...i", inverse, pull)
     return moved.masked_fill(indices, 0.0), 0.5 * (gone * pull).sum(-1)
 
@@ -176,18 +179,37 @@ def group_losses(inverse: Tensor, weights: Tensor, size: int) -> Tensor:
     Returns:
         Shape (..., B / size).
 
+    Raises:
+        MissingStatsError: When the inverse is not positive definite on a run.
+
     Example:
         >>> group_losses(torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([2.0, 2.0]), 1).tolist()
         [1.0, 0.5]
     """
     if size == 1:
-        return 0.5 * weights.square() / inverse.diagonal(dim1=-2, dim2=-1)
+        alone = inverse.diagonal(dim1=-2, dim2=-1)
+        _refuse_lost(alone <= 0)
+        return 0.5 * weights.square() / alone
     lead, many = weights.shape[:-1], weights.shape[-1] // size
     runs = weights.reshape(*lead, many, size)
     blocks = inverse.reshape(*lead, many, size, many, size)
     own = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-    pull: Tensor = torch.cholesky_solve(runs[..., None], torch.linalg.cholesky(own))[..., 0]
-    return 0.5 * (runs * pull).sum(-1)
+    return 0.5 * (runs * _solved(own, runs)).sum(-1)
+
+
+def _solved(systems: Tensor, right: Tensor) -> Tensor:
+    factors, failed = torch.linalg.cholesky_ex(systems)
+    _refuse_lost(failed)
+    found: Tensor = torch.cholesky_solve(right[..., None], factors)[..., 0]
+    return found
+
+
+def _refuse_lost(lost: Tensor) -> None:
+    if bool(lost.any()):
+        raise MissingStatsError(
+            "the inverse is not positive definite on the weights that go: it was made with too little damping, or some "
+            "of them were taken out of it before (downdate)"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from secateur.stats._common import LOSS_AND_BATCHES, data_of, differentiable, refuse_nothing
+from secateur.stats._common import OfWeights, data_of, refuse_nothing
 from secateur.stats.gradients import collect_gradients
 from secateur.types import Source
 
 
 @dataclass(frozen=True)
-class ConnectionSensitivity:
+class ConnectionSensitivity(OfWeights):
     r"""Share of each weight in the derivative of the mean loss by masks on all weights.
 
     .. math:: s_i = \frac{|w_i\, g_i|}{\sum_j |w_j\, g_j|}, \qquad g = \tfrac1B \sum_b \nabla_w L_b
@@ -29,16 +29,6 @@ class ConnectionSensitivity:
         [[0.25, 0.75]]
     """
 
-    @property
-    def uses(self) -> frozenset[str]:
-        """Loss and batches."""
-        return LOSS_AND_BATCHES
-
-    @property
-    def elementwise(self) -> bool:
-        """Each weight has a number of its own."""
-        return True
-
     def collect(self, source: Source) -> dict[str, Tensor]:
         """Average the gradient, multiply, and divide by the sum.
 
@@ -46,8 +36,7 @@ class ConnectionSensitivity:
             MissingStatsError: When all products are zero.
         """
         loss_fn, batches = data_of(self, source)
-        with differentiable(self, source.model, source.parameters):
-            found = collect_gradients(source.model, source.parameters, loss_fn, batches(), needs=["gradient"])
+        found = collect_gradients(source.model, source.parameters, loss_fn, batches(), needs=["gradient"])
         out = {n: (p.detach() * found["gradient"][n]).abs() for n, p in source.parameters.items()}
         refuse_nothing(self, out, "the gradient is zero wherever a weight is not")
         total = sum(float(value.double().sum()) for value in out.values())

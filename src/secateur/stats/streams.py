@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError
-from secateur.forward import evaluation_mode_of
+from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.stats.gradients import LossFn
 
 
@@ -47,7 +47,7 @@ def collect_turns(
     handles = [model.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name in blocks]
     ran = 0
     try:
-        with evaluation_mode_of(model), torch.no_grad():
+        with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.no_grad():
             for batch in batches() if callable(batches) else batches:
                 loss_fn(model, batch)
                 ran += 1

@@ -24,7 +24,12 @@ class _Products(nn.Module):
             module.register_parameter(last, nn.Parameter(torch.zeros(weight.shape, dtype=torch.float64)))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return torch.stack([(self.get_parameter(name) * x).flatten(1).sum(1) for name, x in batch.items()]).sum(0)
+        return torch.stack([(self._weight(name) * x).flatten(1).sum(1) for name, x in batch.items()]).sum(0)
+
+    def _weight(self, name: str) -> Tensor:
+        path, _, last = name.rpartition(".")
+        weight: Tensor = getattr(self.get_submodule(path), last)  # not a Parameter where torch.func puts others in
+        return weight
 
 
 def synthetic_fisher(statistic: InverseFisher, weights: Tensors, *, masks: Tensors | None = None) -> FisherInverse:
