@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secateur.allocate import ErdosRenyiKernel
+from secateur.bench.of_recipe import recipe_sensitivity
 from secateur.checkpoint import load_tree
+from secateur.cli.watch import describe
 from secateur.errors import CheckpointError, PatternError, RecipeError, SecateurError, SecateurWarning
 from secateur.method import Method
 from secateur.pipeline.data import batches, derive_seed, order_of, seed_everything
@@ -410,3 +412,17 @@ def test_refused_before_any_training(name: str, tmp_path: Path) -> None:
         run(from_dict(values), tmp_path / "r", report=False)
     assert words in str(error.value)
     assert not (tmp_path / "r").exists()
+
+
+def test_the_terminal_says_found() -> None:
+    event = {"event": "prune", "target": "sparsity", "asked": None, "achieved": 0.75, "kept": 1, "total": 4}
+    assert describe(event) == "pruned to sparsity 0.75 (found by training), 1 of 4 weights kept"
+    assert "(asked 0.5)" in describe(event | {"asked": 0.5})
+
+
+def test_sensitivity_needs_a_score_that_a_parametrisation_has_not() -> None:
+    untrained = {"model": BASE["model"] | {"weights": "x.safetensors"}}
+    with pytest.raises(RecipeError, match="sensitivity needs a score"):
+        recipe_sensitivity(from_dict(learnt("l0") | untrained))
+    with pytest.raises(SecateurError, match=r"x\.safetensors"):  # with dynamics there is one: it goes on to the weights
+        recipe_sensitivity(from_dict(moving("rigl") | untrained))
