@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
-  bench-structural-speed bench-efficientnet bench-minilm bench-obs
+  bench-structural-speed bench-efficientnet bench-minilm bench-obs \
+  bench-founding
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -58,6 +59,9 @@ $(ZOO)/.installed: $(INSTALLED)
 # Three minutes of the coverage table, and configurations of transformers: fails where a model is no longer pruned.
 test-coverage: $(ZOO)/.installed
 	OMP_NUM_THREADS=1 $(ZOO)/bin/python -m pytest -n 2 --dist worksteal tests/graph/test_coverage.py tests/structure/test_config.py
+
+bench-founding: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/founding.py --jobs 2
 
 bench-coverage: $(ZOO)/.installed
 	$(ZOO)/bin/python benchmarks/coverage.py --jobs 2 --onnx

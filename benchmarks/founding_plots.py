@@ -56,7 +56,7 @@ def plot_compression(results: Results, page: Path) -> Path:
         _scales(axis, ratios)
         axis.set_title(TITLES[net])
         axis.set_ylabel("test error, %, log scale")
-    axes[0][-1].legend(fontsize=5, ncols=2)
+    axes[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return save(drawn, page.with_name(f"{page.stem}_compression.svg"))
 
 
