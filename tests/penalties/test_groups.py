@@ -161,9 +161,9 @@ def test_useless_rows_go_whole(name: str, proximal: bool) -> None:
     model, strength = Rows(), 0.3
     optimizer = OPTIMIZERS[name](model.parameters())
     Penalised(model, GroupLasso(strength, proximal_step=proximal), optimizer=optimizer)
-    for step in range(3000):
+    for step in range(1200):
         for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("first", group["lr"]) * (1 - step / 3000)
+            group["lr"] = group.setdefault("first", group["lr"]) * (1 - step / 1200)
         optimizer.zero_grad()
         model().backward()
         optimizer.step()

@@ -16,7 +16,7 @@ OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8),
     "adam": lambda p: torch.optim.Adam(p, lr=0.02),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.0),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.002),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
 }
 
 
@@ -62,7 +62,7 @@ def test_decay_ends_at_the_ridge_solution(name: str, proximal: bool) -> None:
     optimizer = OPTIMIZERS[name](model.parameters())
     penalised = Penalised(model, WeightDecay(strength, proximal_step=proximal), optimizer=optimizer)
     assert penalised.parameters == ("weight",)
-    descend(model, optimizer, 4000)
+    descend(model, optimizer, 1500)
     eye = torch.eye(5, dtype=torch.float64)
     want = torch.linalg.solve(model.hessian + strength * eye, model.hessian @ model.minimum)
     torch.testing.assert_close(model.weight.detach()[0], want, rtol=0, atol=2e-3)
@@ -89,7 +89,7 @@ def test_lasso_on_an_orthogonal_design_is_the_soft_threshold(name: str) -> None:
     model, strength = quadratic(orthogonal=True), 0.4
     optimizer = OPTIMIZERS[name](model.parameters())
     Penalised(model, L1(strength, proximal_step=True), optimizer=optimizer)
-    descend(model, optimizer, 4000)
+    descend(model, optimizer, 1500)
     grid = torch.linspace(-3, 3, 60_001, dtype=torch.float64)
     for w, h, m in zip(model.weight.detach()[0], model.hessian.diagonal(), model.minimum, strict=True):
         want = float(grid[(h * (grid - m).square() / 2 + strength * grid.abs()).argmin()])

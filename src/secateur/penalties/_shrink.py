@@ -1,4 +1,4 @@
-"""The proximal step of a sum of norms, for one rate or one per element."""
+"""Proximal steps: of absolute values, and of a sum of norms, for one rate or one per element."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from secateur.types import Tensors
 _TINY = 1e-30
 _MOST = 200
 """Newton steps; two or three do."""
+
+
+def softened(weights: Tensors, rates: Tensors, strength: float) -> dict[str, Tensor]:
+    """Return the soft threshold: every element nearer to zero by rate times strength, and not beyond."""
+    return {n: w.sign() * (w.abs() - rates[n] * strength).clamp_min(0.0) for n, w in weights.items()}
 
 
 def shrunk(units: Units, weights: Tensors, rates: Tensors, strength: Tensor) -> dict[str, Tensor]:

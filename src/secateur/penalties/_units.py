@@ -98,9 +98,13 @@ class Units:
             raise AssertionError("a set of units has members")
         return out
 
+    def squares(self, weights: Tensors) -> Tensor:
+        """Return the squared norm of each unit."""
+        return self.total({m.name: weights[m.name].square() for m in self.members})
+
     def norms(self, weights: Tensors) -> Tensor:
         """Return the Euclidean norm of each unit; its derivative at zero is zero."""
-        total = self.total({m.name: weights[m.name].square() for m in self.members})
+        total = self.squares(weights)
         positive = total > 0
         return torch.where(positive, torch.where(positive, total, 1.0).sqrt(), 0.0)
 
@@ -144,6 +148,13 @@ def _dimensions(by: By, name: str, shape: tuple[int, ...]) -> Units:
     dims = dims if last else ()  # a single number is its own group
     sizes = tuple(shape[d] for d in dims)
     return Units(name, math.prod(sizes), (Member(name, dims, sizes, None),))
+
+
+def half_squares(sets: list[Units], factors: Tensors, weights: Tensors) -> Tensor:
+    """Return half the sum of the units' squared norms times their numbers, of which :func:`scaled` is the gradient."""
+    squares = [(s.name, s.squares(weights)) for s in sets]
+    sums = [(factors[name].to(q) * q).sum() / 2 for name, q in squares]
+    return torch.stack([x.to(sums[0]) for x in sums]).sum()
 
 
 def scaled(sets: list[Units], factors: Mapping[str, Tensor], weights: Tensors) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from secateur.errors import check_number, check_whole
-from secateur.penalties._units import By, Units, check_units, parameters_by, scaled, units_of
+from secateur.penalties._units import By, check_units, half_squares, parameters_by, scaled, units_of
 from secateur.penalties._weights import settle
 from secateur.types import CoupledGroup, Tensors
 
@@ -73,14 +73,11 @@ class GroupNorm:
         """
         return parameters_by("group_norm", model, self.by, self.groups, self.include, self.exclude)
 
-    def _squares(self, units: Units, weights: Tensors) -> Tensor:
-        return units.total({m.name: weights[m.name].square() for m in units.members})
-
     def start(self, weights: Tensors) -> dict[str, Tensor]:
         """Return the factor of each unit."""
         state = {}
         for some in units_of(self.by, self.groups, weights):
-            squares = self._squares(some, weights)
+            squares = some.squares(weights)
             span = squares.max() - squares.min()
             apart = (squares.max() - squares) / torch.where(span > 0, span, 1.0)
             state[some.name] = torch.exp2(self.alpha * apart)
@@ -88,9 +85,7 @@ class GroupNorm:
 
     def value(self, weights: Tensors, state: Tensors) -> Tensor:
         """Return the penalty."""
-        squares = {s.name: self._squares(s, weights) for s in units_of(self.by, self.groups, weights)}
-        sums = [(state[n].to(q) * q).sum() for n, q in squares.items()]
-        return self.strength / 2 * torch.stack([x.to(sums[0]) for x in sums]).sum()
+        return self.strength * half_squares(units_of(self.by, self.groups, weights), state, weights)
 
     def gradient(self, weights: Tensors, state: Tensors) -> dict[str, Tensor]:
         """Return each unit's weights times strength and factor."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from secateur.errors import RecipeError, check_number, check_whole
-from secateur.penalties._units import By, check_units, parameters_by, scaled, units_of
+from secateur.penalties._units import By, check_units, half_squares, parameters_by, scaled, units_of
 from secateur.penalties._weights import settle
 from secateur.select import keep_top_k
 from secateur.types import CoupledGroup, Tensors
@@ -103,10 +103,7 @@ class Growing:
 
     def value(self, weights: Tensors, state: Tensors) -> Tensor:
         """Return the penalty."""
-        sets = units_of(self.by, self.groups, weights)
-        squares = [s.total({m.name: weights[m.name].square() for m in s.members}) for s in sets]
-        sums = [(state[s.name].to(q) * q).sum() / 2 for s, q in zip(sets, squares, strict=True)]
-        return torch.stack([x.to(sums[0]) for x in sums]).sum()
+        return half_squares(units_of(self.by, self.groups, weights), state, weights)
 
     def gradient(self, weights: Tensors, state: Tensors) -> dict[str, Tensor]:
         """Return each unit's weights times its strength."""

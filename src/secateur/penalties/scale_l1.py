@@ -10,6 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.errors import WeightError, check_number
+from secateur.penalties._shrink import softened
 from secateur.penalties._weights import pressed_on, settle
 from secateur.types import Tensors
 
@@ -85,9 +86,7 @@ class ScaleL1:
 
     def proximal(self, weights: Tensors, state: Tensors, rates: Tensors) -> dict[str, Tensor]:
         """Return the scales, nearer to zero by rate times strength."""
-        if not self.proximal_step:
-            return {}
-        return {n: w.sign() * (w.abs() - rates[n] * self.strength).clamp_min(0.0) for n, w in weights.items()}
+        return softened(weights, rates, self.strength) if self.proximal_step else {}
 
     def advance(self, weights: Tensors, state: Tensors, step: int, loss: float | None) -> dict[str, Tensor]:
         """Return nothing."""

@@ -16,6 +16,11 @@ Growth = Callable[[str, Connections], Tensor]
 """Says of each unit how much it deserves to grow; only inactive ones are asked."""
 
 
+def due_every(every: int, time: int, *, begin: int = 0) -> bool:
+    """Tell whether a whole number of intervals has passed since the beginning; never before training has begun."""
+    return time > 0 and time >= begin and (time - begin) % every == 0
+
+
 def cosine(fraction: float, progress: float) -> float:
     """Return a fraction that falls to zero along half a cosine."""
     return fraction / 2 * (1 + math.cos(math.pi * progress))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from secateur.errors import RecipeError, TargetError, check_number, check_whole
 from secateur.schedules import Schedule, cubic
-from secateur.training._swap import cosine, moved, swap
+from secateur.training._swap import cosine, due_every, moved, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -80,7 +80,7 @@ class GraNet:
 
     def due(self, time: int) -> bool:
         """At each interval."""
-        return max(self.begin, 1) <= time <= self.end and (time - self.begin) % self.every == 0
+        return time <= self.end and due_every(self.every, time, begin=self.begin)
 
     def update(self, turn: Turn) -> Move:
         """Prune, then swap."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice, check_number, check_whole
-from secateur.training._swap import cosine, moved, swap
+from secateur.training._swap import cosine, due_every, moved, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -89,7 +89,7 @@ class RigL:
 
     def due(self, time: int) -> bool:
         """At each interval before the end."""
-        return 0 < time < self.end and time >= self.begin and (time - self.begin) % self.every == 0
+        return time < self.end and due_every(self.every, time, begin=self.begin)
 
     def fraction_at(self, time: int) -> float:
         """Return the fraction that is swapped at a time."""

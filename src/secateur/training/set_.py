@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice, check_number, check_whole
-from secateur.training._swap import moved, noise, swap
+from secateur.training._swap import due_every, moved, noise, swap
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -76,7 +76,7 @@ class SET:
 
     def due(self, time: int) -> bool:
         """At each multiple of ``every``."""
-        return time > 0 and time % self.every == 0 and (self.end is None or time <= self.end)
+        return (self.end is None or time <= self.end) and due_every(self.every, time)
 
     def update(self, turn: Turn) -> Move:
         """Swap."""

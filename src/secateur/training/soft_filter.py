@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from secateur.errors import RecipeError, check_choice, check_whole
+from secateur.training._swap import due_every
 from secateur.types import Move, Turn
 
 Unit = Literal["steps", "epochs"]
@@ -67,7 +68,7 @@ class SoftFilter:
 
     def due(self, time: int) -> bool:
         """After each interval, and at the end."""
-        return time == self.end or (0 < time < self.end and time % self.every == 0)
+        return time == self.end or (time < self.end and due_every(self.every, time))
 
     def update(self, turn: Turn) -> Move:
         """Zero, or mask."""
