@@ -27,6 +27,14 @@ def test_card_is_up_to_date(name):
     assert (FOLDER / name).read_text(encoding="utf-8") == WANTED[name], "run: make cards"
 
 
+@pytest.mark.parametrize("axis", ["score", "unit-score", "solver"])
+def test_a_method_says_its_formula_its_needs_its_cost_and_its_source(axis):
+    for name in axes()[axis].parts:
+        text = cards.markdown(cards.card(axes()[axis], name))
+        for part in ("```math", "## Cost", "## References"):
+            assert part in text, (name, part)
+
+
 def test_links_of_the_index_lead_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", WANTED["README.md"])
     assert len(links) == len(WANTED) - 1

@@ -75,6 +75,7 @@ class Card:
         refuses: When it is refused.
         recipe: Lines of a recipe that use it.
         references: Its sources.
+        cost: Time and memory beyond a forward pass of the network.
     """
 
     axis: str
@@ -86,6 +87,7 @@ class Card:
     refuses: tuple[str, ...]
     recipe: str
     references: str
+    cost: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; formulas stay LaTeX."""
@@ -148,6 +150,7 @@ def card(axis: Axis, name: str) -> Card:
         () if foreign else (*doc.raises.values(), *_checks(factory)),
         _recipe(axis, name, options),
         "" if foreign else doc.references,
+        "" if foreign else doc.cost,
     )
 
 
@@ -316,6 +319,8 @@ def markdown(shown: Card) -> str:
     for title, lines in (("Needs", shown.needs), ("Refused", shown.refuses)):
         if lines:
             parts += [f"## {title}", "\n".join(f"- {paragraph(line)}" for line in lines)]
+    if shown.cost:
+        parts += ["## Cost", paragraph(shown.cost)]
     if shown.references:
         parts += ["## References", paragraph(shown.references)]
     return "\n\n".join(parts) + "\n"
@@ -371,6 +376,9 @@ def plain(shown: Card) -> Iterator[tuple[str, str]]:
         if lines:
             yield "heading", title
             yield from (("text", to_text(line)) for line in lines)
+    if shown.cost:
+        yield "heading", "Cost"
+        yield "text", to_text(shown.cost)
     if shown.references:
         yield "heading", "References"
         yield "text", to_text(shown.references)

@@ -8,7 +8,7 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass, field
 
-_SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Example", "Examples", "References")
+_SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Cost", "Example", "Examples", "References")
 
 # LaTeX to characters; longest first, so that \leq is not read as \le and a q.
 _SYMBOLS = {
@@ -44,6 +44,7 @@ class Docstring:
         arguments: Name to description, from ``Args`` or ``Attributes``.
         raises: Name to description, from ``Raises``.
         references: The text of ``References``.
+        cost: The text of ``Cost``.
     """
 
     summary: str
@@ -51,6 +52,7 @@ class Docstring:
     arguments: dict[str, str] = field(default_factory=dict)
     raises: dict[str, str] = field(default_factory=dict)
     references: str = ""
+    cost: str = ""
 
 
 def parse(text: str | None) -> Docstring:
@@ -83,6 +85,7 @@ def parse(text: str | None) -> Docstring:
         arguments=_entries(parts.get("Args", parts.get("Attributes", []))),
         raises=_entries(parts.get("Raises", [])),
         references=" ".join(" ".join(parts.get("References", [])).split()),
+        cost=" ".join(" ".join(parts.get("Cost", [])).split()),
     )
 
 

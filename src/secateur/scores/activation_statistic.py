@@ -42,6 +42,9 @@ class ActivationStatistic:
     normalise. Padded positions count like all others. Groups that something else than a layer reads (a product of
     activations, a recurrent layer) are left whole, and reported.
 
+    Cost:
+        One forward pass per batch, and one more number per channel.
+
     Args:
         statistic: ``"absolute"``, ``"rms"``, ``"deviation"`` or ``"nonzero"``.
         normalise: Divide each group's scores by their own ``mean``, ``max`` or ``l2`` norm, or not at all.

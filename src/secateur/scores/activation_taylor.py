@@ -37,6 +37,9 @@ class ActivationTaylor:
     Groups that something else than a layer reads (a product of activations, a recurrent layer) are left whole, and
     reported. The loss must be a mean over the samples of a batch.
 
+    Cost:
+        One forward and backward pass per batch, and the activations that the layers read, held until then.
+
     Args:
         form: ``"absolute"``, ``"square"``, ``"signed"`` or ``"descent"``.
         normalise: Divide each group's scores by their own ``mean``, ``max`` or ``l2`` norm, or not at all. With
@@ -102,6 +105,9 @@ def skeletonization() -> ActivationTaylor:
     The paper's relevance is that of the linear error :math:`\sum |t - o|`, because the derivative of the squared error
     vanishes as training succeeds. The loss is yours: return the absolute error from ``loss_fn``, whatever was trained
     on.
+
+    Cost:
+        One forward and backward pass per batch, and the activations that the layers read, held until then.
 
     Returns:
         The score.

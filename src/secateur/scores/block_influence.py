@@ -19,6 +19,9 @@ class BlockInfluence:
 
     Channels are the last dimension of the stream, or the second where it has four (images). Needs batches, not labels.
 
+    Cost:
+        One forward pass per batch, and a cosine per block.
+
     Example:
         >>> import torch
         >>> stats = {"stream_turn": {"layers": torch.tensor([0.5, 0.25])}}

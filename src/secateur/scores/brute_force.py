@@ -21,6 +21,9 @@ class BruteForce:
     Weights whose removal lowers the loss go first. Removals together cost more or less than the sum of removals one by
     one: of two units that do the same, each alone can be spared.
 
+    Cost:
+        One pass over all batches for every weight or unit that is tried; no memory.
+
     Args:
         per: ``"element"``, or ``"unit"``: all weights of an output unit and its bias go together and share the unit's
             change, for the pattern ``channel``.

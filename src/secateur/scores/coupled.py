@@ -31,6 +31,9 @@ class Coupled:
     magnitudes, ``mean`` and ``normalise = "mean"`` is the group norm of DepGraph. Without normalisation, a global
     ranking compares groups by the scale of their weights.
 
+    Cost:
+        What the element score costs, and a sum.
+
     Args:
         score: The element score.
         reduce_by: ``sum``, ``mean``, ``l2`` (root of the mean square) or ``max``.

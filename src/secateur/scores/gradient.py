@@ -29,6 +29,9 @@ class WeightGradient:
 
     At a minimum the mean gradient is zero, and ``signed`` says nothing; a tiny batch makes all three noisy.
 
+    Cost:
+        One forward and backward pass per batch, and one more number per weight.
+
     Args:
         sign: ``"absolute"``, ``"signed"`` or ``"descent"``.
 

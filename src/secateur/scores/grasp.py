@@ -22,6 +22,10 @@ class Grasp:
     on about ten samples per class, classes balanced. Where the network is piecewise linear and the loss nearly so,
     :math:`H` is close to zero and the score is noise.
 
+    Cost:
+        Two passes over the batches, the second differentiated twice; two more numbers per weight, and the graph of the
+        first derivative.
+
     Args:
         temperature: The loss sees the model's outputs divided by it; the paper takes 200, for logits. Here 1: the
             outputs as they are.

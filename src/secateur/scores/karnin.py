@@ -27,6 +27,9 @@ class Karnin:
     matters, and such weights go first. A weight that has hardly moved (by less than 1e-6 of its size) says nothing:
     its score is 0.
 
+    Cost:
+        Two more numbers per weight during training, and a copy of weights and gradients during a step; none afterwards.
+
     Args:
         path: Who watched the training. Left out in a recipe: its run watches, and restarts when weights are rewound.
 
@@ -69,6 +72,9 @@ class Movement:
     A step against the gradient makes a weight larger in size where :math:`g\,w < 0`: weights that grow are kept,
     whatever their size. This is the paper's learnt score up to its learning rate, of a dense training that is watched;
     the paper masks by the score while it trains.
+
+    Cost:
+        Two more numbers per weight during training, and a copy of weights and gradients during a step; none afterwards.
 
     Args:
         path: Who watched the training. Left out in a recipe: its run watches, and restarts when weights are rewound.

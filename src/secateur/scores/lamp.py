@@ -28,6 +28,9 @@ class Lamp:
     Of equals the one with the lowest index goes first, and its score counts all the others as outliving it; the
     authors' code gives them one score, which is less than 1 for a layer whose largest weights are equal.
 
+    Cost:
+        One sort of each layer's weights, in float64.
+
     Args:
         score: The inner score of units: root mean square of everything that a unit owns, unless given. Single weights
             take the element score inside it, the magnitude.

@@ -24,6 +24,9 @@ class Magnitude:
     Global ranking compares layers by scale: multiplying a convolution in front of a batch norm by 1000 changes nothing
     that the network computes and everything about this score.
 
+    Cost:
+        Nothing: no data, no pass.
+
     Args:
         p: 1 or 2.
 

@@ -19,6 +19,9 @@ class NormScale:
     training with an L1 penalty on :math:`\gamma`: without one, scales say little. Groups that no normalisation follows
     are left whole, and reported.
 
+    Cost:
+        Nothing: no data, no pass.
+
     Example:
         >>> import torch
         >>> from secateur.types import MemberView

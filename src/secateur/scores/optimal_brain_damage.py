@@ -28,8 +28,13 @@ class OptimalBrainDamage:
     negative: as many backward passes per sample as outputs. ``hutchinson`` is the Hessian itself, from products with
     random signs; negative estimates count as zero.
 
-    Off a minimum
-    the gradient's part, which ``weight_gradient`` scores, is missing.
+    Off a minimum the gradient's part, which ``weight_gradient`` scores, is missing; and where samples are fitted
+    perfectly their gradients vanish, and ``fisher`` with them.
+
+    Cost:
+        ``fisher``: one backward pass per batch and the products of each layer's own; ``gauss_newton``: as many backward
+        passes per sample as the network has outputs; ``hutchinson``: ``samples`` double backward passes per batch. One
+        more number per weight.
 
     Args:
         diagonal: ``"fisher"``, ``"gauss_newton"`` or ``"hutchinson"``.

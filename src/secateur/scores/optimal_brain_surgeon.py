@@ -41,6 +41,10 @@ class OptimalBrainSurgeon:
     the same options share one matrix. Gradients of a few samples say little of a large block: give at least as many
     samples as ``block``, or damp.
 
+    Cost:
+        For N samples and blocks of B weights: N gradients of single samples; N B multiplications per weight to add up
+        the matrix, B² to invert it and, greedy, B² to remove weights; 8 B bytes per weight.
+
     Args:
         order: Each by itself, or one after the other.
         group: Consecutive weights that are rated together.

@@ -20,6 +20,9 @@ class Random:
     The stream depends on the seed and the weight's name only, so a layer's scores do not change when another layer is
     added, and pruning again (a further round) ranks the survivors as before.
 
+    Cost:
+        Nothing but the numbers themselves.
+
     Args:
         seed: Seed of the generator, required: a random baseline without one cannot be repeated.
 

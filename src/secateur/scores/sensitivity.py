@@ -38,6 +38,10 @@ class Sensitivity:
     Batches must be what the model is called with, or ``loss_fn(model, batch)`` must return the outputs that matter.
     Groups that something else than a layer reads are left whole, and reported.
 
+    Cost:
+        One forward and backward pass per batch, a further forward pass where ``centred``, and the activations that the
+        layers read, held until then.
+
     Args:
         outputs: ``"logits"``, or other ``"values"``.
         temperature: Of the softmax; above 1, classes other than the first count more.

@@ -22,6 +22,9 @@ class Snip:
     least ten samples per class, ranked globally, after an initialisation that keeps variances; beyond 99 % sparsity it
     empties layers, and several rounds (``iterative``) help. The model runs in evaluation mode, also its batch norms.
 
+    Cost:
+        One forward and backward pass per batch, and one more number per weight.
+
     Example:
         >>> import torch
         >>> score = Snip()

@@ -29,6 +29,9 @@ class Taylor:
     product, summed, is another score, which cannot tell a unit whose effects cancel from one whose effects add up.)
     Where a scale without a bias is all that follows, ``square`` is the gate form :math:`(g_z z)^2`.
 
+    Cost:
+        One forward and backward pass per batch, and one more number per unit.
+
     Args:
         form: ``"square"``, ``"absolute"`` or ``"signed"``.
 

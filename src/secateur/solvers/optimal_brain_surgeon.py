@@ -33,6 +33,9 @@ class OptimalBrainSurgeon:
     several rounds are better than one. Biases stay as they are. Where a network fits its data perfectly the gradients
     vanish, and the Fisher matrix says nothing of the Hessian.
 
+    Cost:
+        That of the score's matrix, and B² multiplications per weight for the systems of the blocks that lose something.
+
     Args:
         block: Weights per block of the matrix; 0 for one matrix over all weights.
         damping: Added to the diagonal, as a share of its mean.
