@@ -393,7 +393,7 @@ def test_loading_zeroes_a_model_that_was_saved_dense() -> None:
         ({"version": 99}, CheckpointError, "99"),
         ({"masks": None}, CheckpointError, "masks"),
         ({"steps": None}, CheckpointError, "steps"),
-        ({"updates": -3}, CheckpointError, "update -3"),
+        ({"updates": -3}, CheckpointError, "at least 0, got -3"),
         (
             {"masks": {"0.weight": torch.ones(10, 6, dtype=torch.bool)}},
             CheckpointError,
