@@ -103,6 +103,22 @@ def append(log: Path, record: dict[str, Any]) -> None:
     print(f"{now} {record['net']} seed {record['seed']} {record['key']}{shown}", flush=True)
 
 
+def add_arguments(parser: argparse.ArgumentParser, benchmark: str, *, quick: str) -> None:
+    """Add what every benchmark of cells understands.
+
+    Args:
+        parser: Of its command line.
+        benchmark: Its name.
+        quick: What ``--quick`` does.
+    """
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--render", action="store_true", help="only write the page again, from the JSON file")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    parser.add_argument("--cache", type=Path, default=Path(f"runs/{benchmark}"), help="folder for finished cells")
+    parser.add_argument("--data", help="folder with the four data files (default: see examples/fashion_mnist)")
+
+
 def run_all(
     benchmark: str,
     cells_from: str,

@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT / "examples" / "fashion_mnist"), str(ROOT / "benchmarks
 
 from data import hold_out, load  # noqa: E402
 
-from cell_runner import limited, run_all, write_json  # noqa: E402
+from cell_runner import add_arguments, limited, run_all, write_json  # noqa: E402
 from fashion_mnist_cells import Protocol, Run, run_cell, run_dense  # noqa: E402
 from secateur import SecateurError  # noqa: E402
 
@@ -95,14 +95,9 @@ def run_tuning(args: argparse.Namespace, protocols: dict[str, Protocol]) -> dict
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of an hour; the figures mean nothing")
     parser.add_argument("--net", choices=sorted(PROTOCOLS), help="only this network")
     parser.add_argument("--tune", action="store_true", help="only choose learning rates, on held-out training images")
-    parser.add_argument("--render", action="store_true", help="only write the page again, from the JSON file")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    parser.add_argument("--cache", type=Path, default=Path("runs/fashion_mnist"), help="folder for finished cells")
-    parser.add_argument("--data", help="folder with the four data files (default: see examples/fashion_mnist)")
+    add_arguments(parser, "fashion_mnist", quick="seconds instead of an hour; the figures mean nothing")
     args = parser.parse_args(words)
     args.words = words
     protocols = {net: quick(p) for net, p in PROTOCOLS.items()} if args.quick else PROTOCOLS

@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples" / "fashion_mnist"), str(ROOT / "benchmarks")]
 
-from cell_runner import run_all, write_json  # noqa: E402
+from cell_runner import add_arguments, run_all, write_json  # noqa: E402
 from founding_cells import Founding  # noqa: E402
 from secateur import SecateurError  # noqa: E402
 
@@ -51,14 +51,9 @@ def quick(protocol: Founding) -> Founding:
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each (default 2)")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of hours; the figures mean nothing")
     parser.add_argument("--net", choices=sorted(PROTOCOLS), help="compute only this network or part")
     parser.add_argument("--collect", action="store_true", help="compute nothing: gather the cells that are finished")
-    parser.add_argument("--render", action="store_true", help="only write the page again, from the JSON file")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    parser.add_argument("--cache", type=Path, default=Path("runs/founding"), help="folder for finished cells")
-    parser.add_argument("--data", help="folder with the four data files (default: see examples/fashion_mnist)")
+    add_arguments(parser, "founding", quick="a minute instead of hours; the figures mean nothing")
     args = parser.parse_args(words)
     args.words = words
     protocols = {net: quick(p) for net, p in PROTOCOLS.items()} if args.quick else PROTOCOLS

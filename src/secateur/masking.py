@@ -6,23 +6,24 @@ Here weight by weight, as patterns lay them over single tensors; units of couple
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from secateur.errors import CheckpointError, PatternError, SelectionError, WeightError
+from secateur.errors import CheckpointError, SelectionError, WeightError
 from secateur.facts import model_facts
 from secateur.masks import parameters_of
 from secateur.method import Infeasible, Method, check_finite, check_reachable, make_masks
 from secateur.patterns import Channel
-from secateur.prunable import Found, find_prunable, matches
+from secateur.prunable import Found, check_each, find_prunable, matches
 from secateur.stats import check_needs, collect
 from secateur.stats.gradients import LossFn
 from secateur.structure.companions import with_companions
+from secateur.structure.masking import UnitMasking
 from secateur.targets import unreachable
-from secateur.types import GroupReport, Need, Source, Stats, Tensors, Update
+from secateur.types import GroupReport, LayerReport, Need, Source, Stats, Tensors, Update
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -105,16 +106,7 @@ class WeightMasking:
 
     def _check_pattern(self) -> None:
         """Refuse once, naming every weight that the pattern does not fit."""
-        refused: dict[str, PatternError] = {}
-        for name, weight in self.found.weights.items():
-            try:
-                self._method.masking.check(weight)
-            except PatternError as error:
-                refused[name] = error
-        if refused:
-            first, *others = refused
-            more = f". The same holds for {', '.join(others)}" if others else ""
-            raise PatternError(f"{refused[first]}{more}")
+        check_each(self.found, self._method.masking.check)
 
     def _check_parts(self) -> None:
         for override in self._method.overrides:
@@ -214,6 +206,44 @@ class WeightMasking:
         weights = self.found.weights.values()
         vectors = {w.bias for w in weights if w.bias is not None} | {n for w in weights for n in w.companions}
         refuse_other_names(masks.keys() - vectors, self.found.weights if masks else {})
+
+
+def open_masking(
+    model: nn.Module,
+    method: Method,
+    *,
+    loss_fn: LossFn | None,
+    batches: Batches | None,
+    example_inputs: Any,
+) -> Masking:
+    """Return what makes a method's masks: over coupled groups where its pattern asks for them, else weight by weight.
+
+    Args:
+        model: The model.
+        method: The parts.
+        loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
+        batches: Batches for it.
+        example_inputs: What one forward pass takes.
+
+    Raises:
+        SecateurError: As :class:`~secateur.pruner.Pruner`.
+    """
+    coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
+    kind = UnitMasking if coupled else WeightMasking
+    return kind(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
+
+
+def layer_rows(found: Found, masks: Tensors) -> tuple[LayerReport, ...]:
+    """Return what the masks keep of every weight; a weight without a mask is whole."""
+    return tuple(
+        LayerReport(name, w.shape, w.numel, int(masks[name].sum()) if name in masks else w.numel)
+        for name, w in found.weights.items()
+    )
+
+
+def sparsity_of(rows: Sequence[LayerReport]) -> float:
+    """Return the fraction of all weights that is gone."""
+    return 1.0 - sum(row.kept for row in rows) / sum(row.total for row in rows)
 
 
 def refuse_other_names(names: Iterable[str], expected: Mapping[str, object]) -> None:

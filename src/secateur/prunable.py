@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from secateur.errors import WeightError, nearest
+from secateur.errors import PatternError, TargetError, WeightError, nearest
 from secateur.types import Weight
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,6 +34,29 @@ class Found:
     weights: dict[str, Weight]
     skipped: dict[str, str] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
+
+
+def check_each(found: Found, check: Callable[[Weight], None]) -> None:
+    """Refuse once, naming every weight that does not fit.
+
+    Args:
+        found: The weights.
+        check: Raises for one that does not.
+
+    Raises:
+        PatternError: As ``check`` raises for the first; names the others.
+        TargetError: The same.
+    """
+    refused: dict[str, PatternError | TargetError] = {}
+    for name, weight in found.weights.items():
+        try:
+            check(weight)
+        except (PatternError, TargetError) as error:
+            refused[name] = error
+    if refused:
+        first, *others = refused
+        more = f". The same holds for {', '.join(others)}" if others else ""
+        raise type(refused[first])(f"{refused[first]}{more}")
 
 
 def find_prunable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError, check_whole
-from secateur.masking import Masking, WeightMasking
+from secateur.masking import Masking, layer_rows, open_masking, sparsity_of
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
-from secateur.patterns import Channel
 from secateur.prunable import Found
+from secateur.registry import in_words
 from secateur.schedules import one_shot
 from secateur.stats.gradients import LossFn
-from secateur.structure.masking import UnitMasking
 from secateur.targets import Target
-from secateur.types import LayerReport, Masks, PruneReport
+from secateur.types import Masks, PruneReport
 
 STATE_VERSION = 1
 
@@ -103,8 +101,7 @@ class Pruner:
             )
         if method.schedule.unit == "epochs":
             method.schedule.step(0, steps_per_epoch)
-        coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
-        self._masking: Masking = (UnitMasking if coupled else WeightMasking)(
+        self._masking: Masking = open_masking(
             self.model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs
         )
         self._asked = self._masking.asked(0.0)
@@ -188,7 +185,7 @@ class Pruner:
     @property
     def _identity(self) -> str:
         """The method in words, without the addresses that parts of plain classes print."""
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.method))
+        return in_words(self.method)
 
     @property
     def updates(self) -> int:
@@ -203,13 +200,7 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now."""
-        return _sparsity(self._rows())
-
-    def _rows(self) -> tuple[LayerReport, ...]:
-        return tuple(
-            LayerReport(name, w.shape, w.numel, int(self.masks[name].sum()) if name in self.masks else w.numel)
-            for name, w in self.found.weights.items()
-        )
+        return sparsity_of(layer_rows(self.found, self.masks))
 
     def _prune_to(self, level: float, *, last: bool) -> None:
         update = self._masking.update(level, self.masks, last=last)
@@ -240,14 +231,14 @@ class Pruner:
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as things stand now."""
-        rows = self._rows()
+        rows = layer_rows(self.found, self.masks)
         return PruneReport(
             target=self.method.goal.kind,
             asked=self._asked,
             achieved=self._masking.achieved(self.masks),
             goal=self.method.goal.value,
             finished=self.finished,
-            sparsity=_sparsity(rows),
+            sparsity=sparsity_of(rows),
             layers=rows,
             skipped=self.found.skipped,
             groups=self._masking.groups(self.masks),
@@ -293,10 +284,6 @@ class Pruner:
             )
         self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
         self._keeper.set({name: mask.clone() for name, mask in state["masks"].items()})
-
-
-def _sparsity(rows: tuple[LayerReport, ...]) -> float:
-    return 1.0 - sum(row.kept for row in rows) / sum(row.total for row in rows)
 
 
 def prune_(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from secateur.errors import UnknownNameError, nearest
+
+
+def in_words(part: object) -> str:
+    """Return a part's ``repr`` without the addresses that parts of plain classes print, the same in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
 class Registry(Mapping[str, Callable[..., Any]]):

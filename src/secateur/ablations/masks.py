@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,41 @@ from secateur.types import Masks, Pattern, Tensors, Weight
 
 
 @dataclass(frozen=True)
-class Shuffle:
+class _OtherPlaces:
+    """Keeps as many units of every layer as the method does, and leaves the weights alone."""
+
+    name: ClassVar[str]
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole(f"{self.name}: seed", self.seed, least=0)
+
+    @property
+    def restarts(self) -> bool:
+        """No: the weights that stay are left alone."""
+        return False
+
+    def check(self, pattern: object, *, rounds: bool) -> None:
+        """Refuse units that cannot change places within one layer.
+
+        Raises:
+            RecipeError: Names the pattern.
+        """
+        if isinstance(pattern, Channel) and pattern.coupled:
+            raise RecipeError(
+                f"prune.ablate '{self.name}' moves zeros within one layer, and units of coupled groups go from many "
+                "layers at once: use score = {name = 'random', seed = 0}, or the pattern without coupled"
+            )
+        if not isinstance(pattern, Pattern) or (pattern.density is not None and not isinstance(pattern, NM)):
+            raise RecipeError(f"prune.ablate '{self.name}' does not know which units of {pattern} may change places")
+
+    def restart_(self, model: nn.Module) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Shuffle(_OtherPlaces):
     r"""Permute the mask within each layer: the method says how much goes where, chance says what.
 
     .. math:: M_l \leftarrow \pi_l(M_l), \qquad \pi_l \text{ a uniform permutation of the layer's units}
@@ -38,23 +73,7 @@ class Shuffle:
         Initialization: Why are We Missing the Mark?, 2021.
     """
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_whole("shuffle: seed", self.seed, least=0)
-
-    @property
-    def restarts(self) -> bool:
-        """No: the weights that stay are left alone."""
-        return False
-
-    def check(self, pattern: object, *, rounds: bool) -> None:
-        """Refuse units that cannot change places within one layer.
-
-        Raises:
-            RecipeError: Names the pattern.
-        """
-        _check_pattern("shuffle", pattern)
+    name = "shuffle"
 
     def masks(self, weights: Mapping[str, Weight], pattern: Pattern, masks: Masks, previous: Tensors | None) -> Masks:
         """Return the masks, permuted layer by layer."""
@@ -66,12 +85,9 @@ class Shuffle:
 
         return _as_many(weights, pattern, masks, previous, order)
 
-    def restart_(self, model: nn.Module) -> None:
-        """Do nothing."""
-
 
 @dataclass(frozen=True)
-class RandomMasks:
+class RandomMasks(_OtherPlaces):
     r"""Keep as many units of each layer as the method does, chosen by a random score.
 
     .. math:: M_l = \text{the } k_l \text{ highest of } S \sim U(0, 1), \qquad k_l = \|M_l\|_0 \text{ of the method}
@@ -91,23 +107,7 @@ class RandomMasks:
         Pruning?, 2020 (the mandatory baselines).
     """
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_whole("random_masks: seed", self.seed, least=0)
-
-    @property
-    def restarts(self) -> bool:
-        """No: the weights that stay are left alone."""
-        return False
-
-    def check(self, pattern: object, *, rounds: bool) -> None:
-        """Refuse units that cannot be chosen within one layer.
-
-        Raises:
-            RecipeError: Names the pattern.
-        """
-        _check_pattern("random_masks", pattern)
+    name = "random_masks"
 
     def masks(self, weights: Mapping[str, Weight], pattern: Pattern, masks: Masks, previous: Tensors | None) -> Masks:
         """Return masks of the same size, layer by layer."""
@@ -117,19 +117,6 @@ class RandomMasks:
             return pattern.reduce(weight, scores[weight.name]).double()
 
         return _as_many(weights, pattern, masks, previous, order)
-
-    def restart_(self, model: nn.Module) -> None:
-        """Do nothing."""
-
-
-def _check_pattern(name: str, pattern: object) -> None:
-    if isinstance(pattern, Channel) and pattern.coupled:
-        raise RecipeError(
-            f"prune.ablate '{name}' moves zeros within one layer, and units of coupled groups go from many layers at "
-            "once: use score = {name = 'random', seed = 0}, or the pattern without coupled"
-        )
-    if not isinstance(pattern, Pattern) or (pattern.density is not None and not isinstance(pattern, NM)):
-        raise RecipeError(f"prune.ablate '{name}' does not know which units of {pattern} may change places")
 
 
 def _as_many(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from secateur.errors import CheckpointError, PatternError, RecipeError, SecateurWarning, TargetError, WeightError
+from secateur.errors import CheckpointError, RecipeError, SecateurWarning, WeightError
 from secateur.pipeline.data import derive_seed
-from secateur.prunable import Found, find_prunable
+from secateur.prunable import Found, check_each, find_prunable
+from secateur.registry import in_words
 from secateur.structure.companions import with_companions
 from secateur.structure.views import role_of
 from secateur.training.activation_noise import check_layer, noisy_outputs
@@ -137,7 +137,7 @@ class Reparametrised(nn.Module):
             raise RecipeError(f"expected a Parametrisation such as L0(1e-5), got {parametrisation!r}")
         found = find_prunable(model, include=include, exclude=exclude, types=types)
         _refuse_ties(found)
-        _check_all(parametrisation, found)
+        check_each(found, parametrisation.check)
         if example_inputs is not None:
             found = _with_norms(model, found, example_inputs)
         super().__init__()
@@ -170,7 +170,7 @@ class Reparametrised(nn.Module):
         return {self._keys[name]: nn.Parameter(latent) for name, latent in started.items()}
 
     def _identity(self) -> int:
-        return zlib.crc32(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.parametrisation)).encode())
+        return zlib.crc32(in_words(self.parametrisation).encode())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Reparametrised:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -318,20 +318,6 @@ def _refuse_ties(found: Found) -> None:
                 f"{name} and {other} are one parameter, and layers that share a weight would be gated or judged as if "
                 f"they were one; untie them, or leave it out with exclude=[{name!r}]"
             )
-
-
-def _check_all(parametrisation: Parametrisation, found: Found) -> None:
-    """Refuse once, naming every weight that does not fit."""
-    refused: dict[str, PatternError | TargetError] = {}
-    for name, layout in found.weights.items():
-        try:
-            parametrisation.check(layout)
-        except (PatternError, TargetError) as error:
-            refused[name] = error
-    if refused:
-        first, *others = refused
-        more = f". The same holds for {', '.join(others)}" if others else ""
-        raise type(refused[first])(f"{refused[first]}{more}")
 
 
 def _with_norms(model: nn.Module, found: Found, example_inputs: Any) -> Found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import CheckpointError, MissingStatsError, RecipeError, TargetError, check_number, check_whole
-from secateur.masking import Masking, WeightMasking
+from secateur.masking import Masking, layer_rows, open_masking, sparsity_of
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method, check_finite
 from secateur.patterns import Channel
 from secateur.prunable import Found
+from secateur.registry import in_words
 from secateur.schedules import one_shot
 from secateur.select import check_scores
 from secateur.stats.gradients import LossFn
-from secateur.structure.masking import UnitMasking
 from secateur.targets import Target
-from secateur.types import Connections, Dynamics, LayerReport, Masks, Move, PruneReport, Tensors, Turn
+from secateur.types import Connections, Dynamics, Masks, Move, PruneReport, Tensors, Turn
 
 STATE_VERSION = 1
 
@@ -95,7 +94,6 @@ class SparseTraining:
     ) -> None:
         self.method, self.dynamics = as_method(method), dynamics
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
-        coupled = isinstance(self.method.pattern, Channel) and self.method.pattern.coupled
         check_pair(self.method, dynamics)
         if dynamics.unit == "epochs" and (steps_per_epoch is None or steps_per_epoch < 1):
             raise TargetError(
@@ -104,7 +102,7 @@ class SparseTraining:
         if isinstance(batches, Iterator):
             raise MissingStatsError("batches is an iterator, which can be read once; pass a list or a function")
         self._steps_per_epoch = steps_per_epoch
-        self._masking: Masking = (UnitMasking if coupled else WeightMasking)(
+        self._masking: Masking = open_masking(
             self.model, self.method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs
         )
         self._steps, self._level = 0, 0.0
@@ -269,17 +267,11 @@ class SparseTraining:
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now."""
-        return _sparsity(self._rows())
-
-    def _rows(self) -> tuple[LayerReport, ...]:
-        return tuple(
-            LayerReport(name, w.shape, w.numel, int(self.masks[name].sum()) if name in self.masks else w.numel)
-            for name, w in self.found.weights.items()
-        )
+        return sparsity_of(layer_rows(self.found, self.masks))
 
     def report(self) -> PruneReport:
         """Return asked beside achieved, as the masks stand now; in a dense phase both are those of the dense model."""
-        rows = self._rows()
+        rows = layer_rows(self.found, self.masks)
         at_target = self._level >= self._masking.share
         return PruneReport(
             target=self.method.goal.kind,
@@ -287,7 +279,7 @@ class SparseTraining:
             achieved=self._masking.achieved(self.masks),
             goal=self.method.goal.value,
             finished=self.finished,
-            sparsity=_sparsity(rows),
+            sparsity=sparsity_of(rows),
             layers=rows,
             skipped=self.found.skipped,
             groups=self._masking.groups(self.masks),
@@ -295,7 +287,7 @@ class SparseTraining:
 
     def _identity(self) -> dict[str, Any]:
         """Method and dynamics in words, without the addresses that parts of plain classes print."""
-        method, dynamics = (re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)) for part in (self.method, self.dynamics))
+        method, dynamics = map(in_words, (self.method, self.dynamics))
         return {"method": method, "dynamics": dynamics, "steps_per_epoch": self._steps_per_epoch}
 
     def state_dict(self) -> dict[str, Any]:
@@ -380,7 +372,3 @@ def _wide(values: Tensor) -> Tensor:
     """Return absolute values, in float32 or better."""
     values = values.detach()
     return values.to(torch.promote_types(values.dtype, torch.float32)).abs()
-
-
-def _sparsity(rows: tuple[LayerReport, ...]) -> float:
-    return 1.0 - sum(row.kept for row in rows) / sum(row.total for row in rows)
