@@ -35,9 +35,9 @@ from secateur import SecateurError  # noqa: E402
 RATIOS = (2, 4, 8, 16, 32, 64, 128)
 
 PROTOCOLS = {
-    "lenet_300_100": Founding(8, 4, 0, 0, 0, lr=0.1, retrain_lr=0.05, ratios=RATIOS),
-    "lenet_5_caffe": Founding(3, 2, 0, 0, 0, lr=0.03, retrain_lr=0.03, ratios=(4, 16, 64)),
-    "norm_net": Founding(5, 2, 0, 0, 0, lr=0.1, retrain_lr=0.05, ratios=(0.5, 0.25)),
+    "lenet_300_100": Founding(6, 3, 0, 0, 0, lr=0.1, retrain_lr=0.05, ratios=RATIOS),
+    "lenet_5_caffe": Founding(3, 1, 0, 0, 0, lr=0.03, retrain_lr=0.03, ratios=(4, 16, 64)),
+    "norm_net": Founding(4, 1, 0, 0, 0, lr=0.1, retrain_lr=0.05, ratios=(0.5, 0.25)),
     "ranks": Founding(0, 0, 0, 0, 0, lr=0.0, retrain_lr=0.0, ratios=()),
     "collapse": Founding(0, 0, 0, 0, 0, lr=0.0, retrain_lr=0.0, ratios=()),
 }

@@ -90,9 +90,11 @@ BEFORE = {
     "snip": OneShot(lambda seed: Snip()),
     "grasp": OneShot(lambda seed: Grasp(temperature=200.0)),
     "synflow": OneShot(lambda seed: Synflow(), schedule=iterative(rounds=100)),
-    "synflow at once": OneShot(lambda seed: Synflow()),
 }
 """Pruned before training."""
+
+COLLAPSING = BEFORE | {"synflow at once": OneShot(lambda seed: Synflow())}
+"""Of which layers are looked at, with no training at all."""
 
 
 def method_of(part: OneShot, ratio: float, seed: int) -> Method:
@@ -315,7 +317,7 @@ COLLAPSE = tuple(10 ** (k / 4) for k in range(1, 15))
 def collapse(run: Run, net: str) -> dict[str, Any]:
     """Prune a new network ever further with every score made before training; look at its thinnest layer."""
     rows: dict[str, list[dict[str, float]]] = {}
-    for name, part in BEFORE.items():
+    for name, part in COLLAPSING.items():
         for ratio in COLLAPSE:
             here = replace(run, net=net)
             model, optimizer = here.build(None)
