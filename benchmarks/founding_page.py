@@ -315,9 +315,9 @@ LIMITS = """## What this does not show
 
 Budgets are small so that two cores can carry them: methods that need long trainings (L0, variational dropout, soft
 thresholds, movement, sparse training) are at a disadvantage here, and published figures come from many times as many
-epochs. Learning rates are those of the dense network, not tuned per method. Three seeds tell apart what differs by
-several standard deviations, and nothing less. Pruning in rounds and tickets train several times as long as the
-others."""
+epochs. Learning rates are those of the dense network, except for methods with trained latents: their optimizers, rates
+and strengths were chosen on the last 10,000 training images. Three seeds tell apart what differs by several standard
+deviations, and nothing less. Pruning in rounds and tickets train several times as long as the others."""
 
 
 def missing(results: Results) -> str:

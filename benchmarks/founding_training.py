@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
 
 from fashion_mnist_cells import Run, cubic_over
 from founding_physical import physical
@@ -22,42 +23,60 @@ IMAGE = (1, 1, 28, 28)
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of weights and latents, and whose."""
+
+    lr: float
+    latent_lr: float
+    by: type[torch.optim.Optimizer] = torch.optim.Adam
+
+    def optimizer(self, wrapped: Reparametrised, model: nn.Module, momentum: float) -> torch.optim.Optimizer:
+        """Return an optimizer over weights and latents; momentum is for SGD."""
+        groups = [
+            {"params": list(model.parameters()), "lr": self.lr},
+            {"params": list(wrapped.latents.parameters()), "lr": self.latent_lr},
+        ]
+        more = {"momentum": momentum} if self.by is SGD else {}
+        return self.by([g for g in groups if g["params"]], **more)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class Found:
     """A parametrisation whose sparsity follows from a strength.
 
     Attributes:
         part: Makes it, from the strength and the number of training images.
+        rates: By network.
         strengths: By network.
-        lr: Learning rate of weights and latents, with Adam.
-        latent_lr: That of the latents.
         cut: Whether closed units are cut out for real.
     """
 
     part: Callable[[float, int], Parametrisation]
+    rates: dict[str, Rates]
     strengths: dict[str, tuple[float, ...]]
-    lr: float = 1e-3
-    latent_lr: float = 1e-3
     cut: bool = False
 
 
 FOUND = {
     "l0": Found(
         lambda strength, n: L0(strength / n),
-        {"lenet_300_100": (0.03, 0.1, 0.3, 1.0), "lenet_5_caffe": (0.03, 0.1, 0.3)},
-        latent_lr=2e-2,
+        {"lenet_300_100": Rates(3e-3, 5e-2), "lenet_5_caffe": Rates(3e-3, 5e-2)},
+        {"lenet_300_100": (0.03, 0.1, 0.3, 1.0), "lenet_5_caffe": (0.1, 0.3, 1.0)},
         cut=True,
     ),
     "variational dropout": Found(
         lambda strength, n: VariationalDropout(strength / n),
-        {"lenet_300_100": (0.1, 0.3, 1.0), "lenet_5_caffe": (0.1, 0.3)},
-        latent_lr=1e-2,
+        {"lenet_300_100": Rates(3e-3, 3e-2), "lenet_5_caffe": Rates(3e-3, 3e-2)},
+        {"lenet_300_100": (0.3, 1.0, 3.0), "lenet_5_caffe": (0.3, 1.0)},
     ),
     "soft threshold": Found(
         lambda strength, n: SoftThreshold(decay=strength),
-        {"lenet_300_100": (0.03, 0.1, 0.3, 1.0), "lenet_5_caffe": (0.03, 0.1, 0.3)},
-        latent_lr=1e-2,
+        {"lenet_300_100": Rates(0.1, 1e-2, SGD), "lenet_5_caffe": Rates(3e-3, 1e-2)},
+        {"lenet_300_100": (0.001, 0.01, 0.03, 0.1), "lenet_5_caffe": (0.03, 0.1, 0.3)},
     ),
 }
+MOVEMENT = {"lenet_300_100": Rates(0.05, 1.0, SGD), "lenet_5_caffe": Rates(3e-3, 3e-3)}
+"""Strengths, optimizers and rates were chosen on the last 10,000 training images, after training on the others."""
 
 
 def fit_wrapped(
@@ -82,19 +101,12 @@ def fit_wrapped(
             wrapped.step()
 
 
-def optimizer_of(wrapped: Reparametrised, model: nn.Module, lr: float, latent_lr: float) -> torch.optim.Optimizer:
-    """Return Adam over weights and latents."""
-    groups = [{"params": list(model.parameters()), "lr": lr}]
-    latents = list(wrapped.latents.parameters())
-    return torch.optim.Adam([*groups, *([{"params": latents, "lr": latent_lr}] if latents else [])])
-
-
 def run_found(run: Run, name: str, strength: float) -> dict[str, Any]:
     """Train a new network under a parametrisation; cut out what it has closed, if it closes units."""
     model, _ = run.build(None)
     how, p = FOUND[name], run.protocol
     wrapped = Reparametrised(model, how.part(strength, len(run.data.train_labels)), seed=run.seed)
-    optimizer = optimizer_of(wrapped, model, how.lr, how.latent_lr)
+    optimizer = how.rates[run.net].optimizer(wrapped, model, p.momentum)
     fit_wrapped(wrapped, run, optimizer, p.dense_epochs, run.order("dense"))
     finished = wrapped.finish_()
     out = run.score(model) | {"strength": strength, "epochs": p.dense_epochs} | left(model, finished.masks)
@@ -115,7 +127,7 @@ def run_movement(run: Run, state: dict[str, Tensor], ratio: float) -> dict[str, 
     sparsity = 1 - (total / ratio - (total - prunable)) / prunable  # of every layer: the score knows no other scope
     steps = p.cell_epochs * (len(run.data.train_labels) // p.batch_size)
     wrapped = Reparametrised(model, Movement(sparsity, cubic_over(steps)), seed=run.seed)
-    optimizer = optimizer_of(wrapped, model, 1e-3, 1e-2)
+    optimizer = MOVEMENT[run.net].optimizer(wrapped, model, p.momentum)
     fit_wrapped(wrapped, run, optimizer, p.cell_epochs, run.order("after"))
     finished = wrapped.finish_()
     return run.score(model) | {"epochs": p.cell_epochs, "ratio": ratio} | left(model, finished.masks)

@@ -212,8 +212,14 @@ class MaskKeeper:
         check_masks(self._model, masks)
         self.masks.clear()
         self.masks.update(masks)
-        self._hook.refresh()
+        self.follow()
         self.zero(self.masks)
+
+    def follow(self) -> None:
+        """Bring every mask to where its weight is: a state may come from another device, and models move."""
+        for name, p in parameters_of(self._model, self.masks).items():
+            self.masks[name] = self.masks[name].to(p.device)
+        self._hook.refresh()
 
     def zero(self, masks: Tensors) -> None:
         """Set what the masks remove to zero this once, averaged copies included."""

@@ -203,6 +203,7 @@ class Pruner:
         return sparsity_of(layer_rows(self.found, self.masks))
 
     def _prune_to(self, level: float, *, last: bool) -> None:
+        self._keeper.follow()
         update = self._masking.update(level, self.masks, last=last)
         self._asked = self.method.goal.value if last else self._masking.asked(level)
         with torch.no_grad():

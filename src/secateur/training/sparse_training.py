@@ -184,6 +184,7 @@ class SparseTraining:
             self._steps += 1
             self._keeper.reapply()
             return None
+        self._keeper.follow()
         self._go(self.dynamics.update(self._turn(time)))
         self._steps += 1  # only now: a refused move can be asked for again
         return self.report()

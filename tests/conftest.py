@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-_TESTS = str(Path(__file__).resolve().parents[1])
+_TESTS = str(Path(__file__).resolve().parent)
 if _TESTS not in sys.path:
     sys.path.append(_TESTS)
