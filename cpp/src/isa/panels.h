@@ -1,0 +1,185 @@
+// Where the activations of a panel come from, and where finished sums go.
+#pragma once
+
+#include "activation.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace secateur {
+namespace {
+
+// The activations of a product, feature by feature, for a run of positions (vectors, pixels).
+class Source {
+ public:
+  // Writes features [feature, feature + count) of positions [position, position + tile) as rows of `tile` floats;
+  // positions from `valid` on are zero. Returns whether any of them is infinite or not a number.
+  virtual bool fill(float* panel, int64_t tile, int64_t position, int64_t valid, int64_t feature,
+                    int64_t count) const = 0;
+  virtual float value(int64_t feature, int64_t position) const = 0;
+
+ protected:
+  ~Source() = default;
+};
+
+// Takes complete sums of a tile.
+class Sink {
+ public:
+  // `sums` has rows of `tile` floats, of which `valid` count, for rows [row, row + rows) of the output.
+  virtual void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
+                   int64_t rows) const = 0;
+  // Where a whole tile may be stored directly, row after row `stride` apart; or nullptr.
+  virtual float* direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const = 0;
+  virtual void spoil(int64_t row, int64_t position) const = 0;  // not a number
+
+ protected:
+  ~Sink() = default;
+};
+
+// Zero times a finite number is zero, and not a number otherwise.
+template <int L>
+SECATEUR_INLINE bool any_spoiled(vec<L> sum) {
+  float lanes[L];
+  store_loose<L>(lanes, sum);
+  float total = 0.0f;
+  for (int i = 0; i < L; ++i) total += lanes[i];
+  return !(total == 0.0f);
+}
+
+// Copies rows of `tile` floats; `from(k)` gives the place of row k, of which `valid` may be read.
+template <class From>
+SECATEUR_INLINE bool copy_rows(float* panel, int64_t tile, int64_t valid, int64_t count, From from) {
+  constexpr int L = kWidth;
+  if (valid >= tile && tile % L == 0) {
+    vec<L> spoiled{};
+    for (int64_t k = 0; k < count; ++k) {
+      const float* source = from(k);
+      float* row = panel + k * tile;
+      for (int64_t v = 0; v < tile; v += L) {
+        const vec<L> x = load_loose<L>(source + v);
+        spoiled += x * 0.0f;
+        store<L>(row + v, x);
+      }
+    }
+    return any_spoiled<L>(spoiled);
+  }
+  float spoiled = 0.0f;
+  const int64_t read = least(valid, tile);
+  for (int64_t k = 0; k < count; ++k) {
+    const float* source = from(k);
+    float* row = panel + k * tile;
+    for (int64_t i = 0; i < read; ++i) {
+      row[i] = source[i];
+      spoiled += source[i] * 0.0f;
+    }
+    for (int64_t i = read; i < tile; ++i) row[i] = 0.0f;
+  }
+  return !(spoiled == 0.0f);
+}
+
+// Four rows of four floats, rows `step` and `stride` apart, mirrored. Returns zero times what was read.
+SECATEUR_INLINE vec<4> turn_four(const float* from, int64_t step, float* to, int64_t stride) {
+  const vec<4> a = load_loose<4>(from), b = load_loose<4>(from + step);
+  const vec<4> c = load_loose<4>(from + 2 * step), d = load_loose<4>(from + 3 * step);
+  const ints<4> low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
+  const vec<4> ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+  const vec<4> ef = __builtin_shuffle(a, b, high), gh = __builtin_shuffle(c, d, high);
+  store_loose<4>(to, __builtin_shuffle(ab, cd, left));
+  store_loose<4>(to + stride, __builtin_shuffle(ab, cd, right));
+  store_loose<4>(to + 2 * stride, __builtin_shuffle(ef, gh, left));
+  store_loose<4>(to + 3 * stride, __builtin_shuffle(ef, gh, right));
+  return (a + b + c + d) * 0.0f;
+}
+
+// Vectors as they lie in memory: one of `step` and `stride` is 1.
+class Vectors final : public Source {
+ public:
+  Vectors(const float* x, int64_t step, int64_t stride) : x_(x), step_(step), stride_(stride) {}
+
+  bool fill(float* panel, int64_t tile, int64_t position, int64_t valid, int64_t feature,
+            int64_t count) const override {
+    const float* x = x_ + position * step_ + feature * stride_;
+    if (step_ == 1) return copy_rows(panel, tile, valid, count, [&](int64_t k) { return x + k * stride_; });
+    const int64_t read = least(valid, tile);
+    vec<4> spoiled{};
+    float rest = 0.0f;
+    int64_t i = 0;
+    for (; i + 4 <= read; i += 4) {
+      int64_t k = 0;
+      for (; k + 4 <= count; k += 4) spoiled += turn_four(x + i * step_ + k, step_, panel + k * tile + i, tile);
+      for (; k < count; ++k)
+        for (int64_t j = i; j < i + 4; ++j) rest += (panel[k * tile + j] = x[j * step_ + k]) * 0.0f;
+    }
+    for (; i < read; ++i)
+      for (int64_t k = 0; k < count; ++k) rest += (panel[k * tile + i] = x[i * step_ + k]) * 0.0f;
+    if (read < tile)
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t j = read; j < tile; ++j) panel[k * tile + j] = 0.0f;
+    return any_spoiled<4>(spoiled) || !(rest == 0.0f);
+  }
+
+  float value(int64_t feature, int64_t position) const override { return x_[position * step_ + feature * stride_]; }
+
+ private:
+  const float* x_;
+  int64_t step_, stride_;
+};
+
+class VectorsOut final : public Sink {
+ public:
+  VectorsOut(float* y, int64_t step, int64_t stride, const secateur_epilogue& after)
+      : y_(y), step_(step), stride_(stride), after_(after) {}
+
+  float* direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const override {
+    if (step_ != 1 || valid < tile) return nullptr;
+    *stride = stride_;
+    return y_ + position;
+  }
+
+  void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
+           int64_t rows) const override {
+    const int64_t width = least(valid, tile);
+    if (step_ == 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = (row + r) * stride_ + position;
+        int64_t i = 0;
+        for (; i + 4 <= width; i += 4) finish(load<4>(sums + r * tile + i), at + i);
+        for (; i < width; ++i) finish_one(sums[r * tile + i], at + i);
+      }
+      return;
+    }
+    int64_t i = 0;
+    for (; i + 4 <= width; i += 4) {
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) {
+        float turned[16];
+        turn_four(sums + r * tile + i, tile, turned, 4);
+        for (int j = 0; j < 4; ++j) finish(load_loose<4>(turned + 4 * j), (position + i + j) * step_ + row + r);
+      }
+      for (; r < rows; ++r)
+        for (int j = 0; j < 4; ++j) finish_one(sums[r * tile + i + j], (position + i + j) * step_ + row + r);
+    }
+    for (; i < width; ++i)
+      for (int64_t r = 0; r < rows; ++r) finish_one(sums[r * tile + i], (position + i) * step_ + row + r);
+  }
+
+  void spoil(int64_t row, int64_t position) const override {
+    y_[position * step_ + row * stride_] = __builtin_nanf("");
+  }
+
+ private:
+  SECATEUR_INLINE void finish(vec<4> sum, int64_t at) const {
+    if (after_.residual != nullptr) sum += load_loose<4>(after_.residual + at);
+    store_loose<4>(y_ + at, activate<4>(sum, after_.activation));
+  }
+  SECATEUR_INLINE void finish_one(float sum, int64_t at) const {
+    if (after_.residual != nullptr) sum += after_.residual[at];
+    y_[at] = activate_one(sum, after_.activation);
+  }
+
+  float* y_;
+  int64_t step_, stride_;
+  secateur_epilogue after_;
+};
+
+}  // namespace
+}  // namespace secateur

@@ -1,0 +1,47 @@
+// Sizes that follow from a packed weight's header, in one place for packing, checking and running.
+#pragma once
+
+#include <cstdint>
+
+#include "secateur_sparse.h"
+
+namespace secateur {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Layout {
+  explicit Layout(const secateur_panelled& w)
+      : block_rows(w.block_rows),
+        block_columns(w.block_columns),
+        groups(divide_up(w.rows, w.block_rows)),
+        block_panel(w.panel / w.block_columns),
+        panels(divide_up(w.columns, w.panel)),
+        parts(w.parts),
+        part_groups(divide_up(groups, w.parts)) {}
+
+  int64_t part_begin(int64_t part) const { return part * part_groups < groups ? part * part_groups : groups; }
+  int64_t part_size(int64_t part) const { return part_begin(part + 1) - part_begin(part); }
+  int64_t cells() const { return parts * panels; }
+
+  int64_t block_rows, block_columns;
+  int64_t groups;       // of rows
+  int64_t block_panel;  // blocks of columns in a whole panel
+  int64_t panels;
+  int64_t parts;
+  int64_t part_groups;  // row groups of each part but the last ones
+};
+
+inline int32_t index_bytes_of(int64_t block_panel) { return block_panel <= 256 ? 1 : 2; }
+
+// Whether the header can be computed with at all; contents are checked elsewhere.
+inline bool sound(const secateur_panelled* w) {
+  constexpr int64_t limit = int64_t{1} << 40;
+  if (w == nullptr || w->rows < 0 || w->columns < 0 || w->rows > limit || w->columns > limit) return false;
+  const bool block = (w->block_rows == 1 && w->block_columns == 1) || (w->block_rows == 4 && w->block_columns == 1) ||
+                     (w->block_rows == 1 && w->block_columns == 4);
+  if (!block || w->panel < w->block_columns || w->panel % w->block_columns != 0 || w->parts < 1) return false;
+  if (w->panel / w->block_columns > 65536 || w->parts > 65536) return false;
+  return w->index_bytes == index_bytes_of(w->panel / w->block_columns);
+}
+
+}  // namespace secateur
