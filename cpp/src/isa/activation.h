@@ -39,13 +39,21 @@ SECATEUR_INLINE vec<L> gelu_tanh(vec<L> x) {
 }
 
 template <int L>
+SECATEUR_INLINE vec<L> relu(vec<L> x) {
+  return x < 0.0f ? vec<L>{} : x;
+}
+
+template <int L>
+SECATEUR_INLINE vec<L> relu6(vec<L> x) {
+  const vec<L> y = relu<L>(x);
+  return y > 6.0f ? splat<L>(6.0f) : y;
+}
+
+template <int L>
 SECATEUR_INLINE vec<L> activate(vec<L> x, int32_t activation) {
   switch (activation) {
-    case SECATEUR_RELU: return x < 0.0f ? vec<L>{} : x;
-    case SECATEUR_RELU6: {
-      const vec<L> y = x < 0.0f ? vec<L>{} : x;
-      return y > 6.0f ? splat<L>(6.0f) : y;
-    }
+    case SECATEUR_RELU: return relu<L>(x);
+    case SECATEUR_RELU6: return relu6<L>(x);
     case SECATEUR_GELU: return gelu<L>(x);
     case SECATEUR_GELU_TANH: return gelu_tanh<L>(x);
     case SECATEUR_SILU: return silu<L>(x);
@@ -53,8 +61,10 @@ SECATEUR_INLINE vec<L> activate(vec<L> x, int32_t activation) {
   }
 }
 
-SECATEUR_INLINE float activate_one(float x, int32_t activation) {
-  return activation == SECATEUR_NONE ? x : activate<4>(splat<4>(x), activation)[0];
+__attribute__((noinline)) inline void activate_row(float* y, int64_t count, int32_t activation) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store_loose<kWidth>(y + i, activate<kWidth>(load_loose<kWidth>(y + i), activation));
+  for (; i < count; ++i) y[i] = activate<4>(splat<4>(y[i]), activation)[0];
 }
 
 }  // namespace

@@ -69,6 +69,7 @@ SECATEUR_INLINE void multiply(const float* x, const Index* index, const float* v
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) one(g, e + s, (columns[g] >> (s * bits)) & ((uint64_t{1} << bits) - 1));
   }
+#pragma GCC unroll 1
   for (; e < count; ++e)
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) one(g, e, index[g * count + e]);
@@ -111,8 +112,10 @@ SECATEUR_INLINE void take(const Cell& cell, const int32_t* order, const Index* i
       for (int v = 0; v < V; ++v) {
         vec<L> s = sum[g][r][v];
         if (cell.residual != nullptr) s += load_loose<L>(cell.residual + at + v * L);
-        store_loose<L>(cell.y + at + v * L, activate<L>(s, cell.activation));
+        if (cell.activation == SECATEUR_RELU) s = relu<L>(s);
+        store_loose<L>(cell.y + at + v * L, s);
       }
+      if (cell.activation > SECATEUR_RELU) activate_row(cell.y + at, tile, cell.activation);
     }
   }
 }
@@ -151,7 +154,8 @@ constexpr int side_by_side() {
 template <int L, int V, int R, int C>
 RunCell cell_for(int32_t index_bytes) {
   constexpr int G = side_by_side<L, V, R>();
-  return index_bytes == 1 ? run_cell<L, V, R, C, G, uint8_t> : run_cell<L, V, R, C, G, uint16_t>;
+  // Panels too wide for one byte are made for single vectors; several are served, but not at full speed.
+  return index_bytes == 1 ? run_cell<L, V, R, C, G, uint8_t> : run_cell<L, V, R, C, 1, uint16_t>;
 }
 
 template <int L, int V>
@@ -160,14 +164,6 @@ RunCell cell_for(const secateur_panelled& w) {
   if (w.block_columns == 4) return cell_for<L, V, 1, 4>(w.index_bytes);
   return cell_for<L, V, 1, 1>(w.index_bytes);
 }
-
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
 
 // The widest tile whose sums fit the registers: blocks of four rows need four times as many.
 inline int32_t widest_tile(const secateur_panelled& w) {

@@ -114,16 +114,7 @@ class ImageOut final : public Sink {
         const int64_t count = least(end, y * planes_.period + planes_.width) - begin;
         const float* from = sums + r * tile + (begin - position);
         const int64_t at = (row + r) * image + y * planes_.width + (begin - y * planes_.period);
-        int64_t i = 0;
-        for (; i + 4 <= count; i += 4) {
-          vec<4> sum = load_loose<4>(from + i);
-          if (after_.residual != nullptr) sum += load_loose<4>(after_.residual + at + i);
-          store_loose<4>(y_ + at + i, activate<4>(sum, after_.activation));
-        }
-        for (; i < count; ++i) {
-          const float sum = after_.residual != nullptr ? from[i] + after_.residual[at + i] : from[i];
-          y_[at + i] = activate_one(sum, after_.activation);
-        }
+        put_row(from, count, at, y_, after_);
       }
   }
 

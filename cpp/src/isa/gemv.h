@@ -83,10 +83,8 @@ SECATEUR_INLINE bool any_spoiled(const float* x, int64_t count) {
   return any_spoiled<4>(spoiled) || !(rest == 0.0f);
 }
 
-SECATEUR_INLINE float finished(float sum, const secateur_epilogue& after, int64_t row) {
-  if (after.bias != nullptr) sum += after.bias[row];
-  if (after.residual != nullptr) sum += after.residual[row];
-  return activate_one(sum, after.activation);
+SECATEUR_INLINE float with_bias(float sum, const secateur_epilogue& after, int64_t row) {
+  return after.bias != nullptr ? sum + after.bias[row] : sum;
 }
 
 inline int32_t gemv(const secateur_panelled& w, const float* x, float* y, const secateur_epilogue& after,
@@ -110,7 +108,9 @@ inline int32_t gemv(const secateur_panelled& w, const float* x, float* y, const 
     float* sums = scratch(kTile).at_least(size + 1);
     for (int64_t r = 0; r < size; ++r) sums[r] = 0.0f;
     run(w, layout, part, padded, sums);
-    for (int64_t r = 0; r < least(size, w.rows - row); ++r) y[row + r] = finished(sums[r], after, row + r);
+    const int64_t count = least(size, w.rows - row);
+    for (int64_t r = 0; r < count; ++r) sums[r] = with_bias(sums[r], after, row + r);
+    put_row(sums, count, row, y, after);
     if (spoiled) spoil(product, part, 0, 1);
   });
 }
@@ -163,7 +163,9 @@ inline int32_t gemv_bitmask(const secateur_bitmask& w, const float* x, float* y,
 #if !defined(__AVX512F__)
     const Spreads& table = spreads();
 #endif
-    for (int64_t row = task * kRows; row < least(w.rows, (task + 1) * kRows); ++row) {
+    const int64_t first = task * kRows, last = least(w.rows, first + kRows);
+    float sums[kRows];
+    for (int64_t row = first; row < last; ++row) {
       const float* value = w.values + w.offsets[row];
       const uint64_t* bits = w.bits + row * words;
       vec<kWidth> sum[4] = {};
@@ -189,8 +191,9 @@ inline int32_t gemv_bitmask(const secateur_bitmask& w, const float* x, float* y,
       store_loose<kWidth>(lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]));
       float total = 0.0f;
       for (int lane = 0; lane < kWidth; ++lane) total += lanes[lane];
-      y[row] = finished(total, after, row);
+      sums[row - first] = with_bias(total, after, row);
     }
+    put_row(sums, last - first, first, y, after);
   });
 }
 

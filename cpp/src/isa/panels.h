@@ -90,6 +90,21 @@ SECATEUR_INLINE vec<4> turn_four(const float* from, int64_t step, float* to, int
   return (a + b + c + d) * 0.0f;
 }
 
+// A run of finished sums, stored `at` in the output, after the residual and the activation.
+__attribute__((noinline)) inline void put_row(const float* sums, int64_t count, int64_t at, float* y,
+                                              const secateur_epilogue& after) {
+  int64_t i = 0;
+  if (after.residual != nullptr) {
+    for (; i + kWidth <= count; i += kWidth)
+      store_loose<kWidth>(y + at + i, load_loose<kWidth>(sums + i) + load_loose<kWidth>(after.residual + at + i));
+    for (; i < count; ++i) y[at + i] = sums[i] + after.residual[at + i];
+  } else {
+    for (; i + kWidth <= count; i += kWidth) store_loose<kWidth>(y + at + i, load_loose<kWidth>(sums + i));
+    for (; i < count; ++i) y[at + i] = sums[i];
+  }
+  if (after.activation != SECATEUR_NONE) activate_row(y + at, count, after.activation);
+}
+
 // Vectors as they lie in memory: one of `step` and `stride` is 1.
 class Vectors final : public Source {
  public:
@@ -139,27 +154,24 @@ class VectorsOut final : public Sink {
            int64_t rows) const override {
     const int64_t width = least(valid, tile);
     if (step_ == 1) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = (row + r) * stride_ + position;
-        int64_t i = 0;
-        for (; i + 4 <= width; i += 4) finish(load<4>(sums + r * tile + i), at + i);
-        for (; i < width; ++i) finish_one(sums[r * tile + i], at + i);
-      }
+      for (int64_t r = 0; r < rows; ++r) put_row(sums + r * tile, width, (row + r) * stride_ + position, y_, after_);
       return;
     }
-    int64_t i = 0;
-    for (; i + 4 <= width; i += 4) {
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) {
-        float turned[16];
-        turn_four(sums + r * tile + i, tile, turned, 4);
-        for (int j = 0; j < 4; ++j) finish(load_loose<4>(turned + 4 * j), (position + i + j) * step_ + row + r);
+    float turned[4 * kRun];
+    for (int64_t first = 0; first < rows; first += kRun) {
+      const int64_t count = least(kRun, rows - first);
+      const float* from = sums + first * tile;
+      for (int64_t i = 0; i < width; i += 4) {
+        const int64_t some = least(4, width - i);
+        int64_t r = 0;
+        if (some == 4)
+          for (; r + 4 <= count; r += 4) turn_four(from + r * tile + i, tile, turned + r, kRun);
+        for (; r < count; ++r)
+          for (int64_t j = 0; j < some; ++j) turned[j * kRun + r] = from[r * tile + i + j];
+        for (int64_t j = 0; j < some; ++j)
+          put_row(turned + j * kRun, count, (position + i + j) * step_ + row + first, y_, after_);
       }
-      for (; r < rows; ++r)
-        for (int j = 0; j < 4; ++j) finish_one(sums[r * tile + i + j], (position + i + j) * step_ + row + r);
     }
-    for (; i < width; ++i)
-      for (int64_t r = 0; r < rows; ++r) finish_one(sums[r * tile + i], (position + i) * step_ + row + r);
   }
 
   void spoil(int64_t row, int64_t position) const override {
@@ -167,14 +179,7 @@ class VectorsOut final : public Sink {
   }
 
  private:
-  SECATEUR_INLINE void finish(vec<4> sum, int64_t at) const {
-    if (after_.residual != nullptr) sum += load_loose<4>(after_.residual + at);
-    store_loose<4>(y_ + at, activate<4>(sum, after_.activation));
-  }
-  SECATEUR_INLINE void finish_one(float sum, int64_t at) const {
-    if (after_.residual != nullptr) sum += after_.residual[at];
-    y_[at] = activate_one(sum, after_.activation);
-  }
+  static constexpr int64_t kRun = 64;  // features of one vector that are turned at a time
 
   float* y_;
   int64_t step_, stride_;

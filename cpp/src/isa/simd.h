@@ -31,6 +31,14 @@ using vec = typename Vector<L>::type;
 template <int L>
 using ints = typename Vector<L>::whole;
 
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
 #define SECATEUR_INLINE inline __attribute__((always_inline))
 
 template <int L>
