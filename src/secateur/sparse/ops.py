@@ -1,0 +1,325 @@
+"""Products with packed weights: plain functions, and the same as torch operators that compile and export."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.errors import SparseError, check_choice
+from secateur.sparse.formats import FORMATS, Bitmask, Panelled
+from secateur.sparse.library import (
+    ACTIVATIONS,
+    ConvolutionStruct,
+    EpilogueStruct,
+    PlanStruct,
+    check,
+    library,
+)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a convolution does besides its weight.
+
+    Attributes:
+        kernel: Height and width.
+        stride: Vertical and horizontal.
+        padding: Zeros on top, left, bottom and right.
+        dilation: Vertical and horizontal.
+    """
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the output image; 0 where the kernel does not fit."""
+        top, left, bottom, right = self.padding
+
+        def along(size: int, axis: int) -> int:
+            reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1
+            return (size - reach) // self.stride[axis] + 1 if size >= reach else 0
+
+        return along(height + top + bottom, 0), along(width + left + right, 1)
+
+    def flat(self) -> list[int]:
+        """Return all numbers in one list, as an operator takes them."""
+        return [*self.kernel, *self.stride, *self.padding, *self.dilation]
+
+    @classmethod
+    def of_flat(cls, numbers: Sequence[int]) -> Convolution:
+        """Undo :meth:`flat`."""
+        kh, kw, sh, sw, top, left, bottom, right, dh, dw = numbers
+        return cls((kh, kw), (sh, sw), (top, left, bottom, right), (dh, dw))
+
+
+def linear(
+    x: Tensor,
+    weight: Panelled | Bitmask,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *,
+    tile: int = 0,
+    threads: int | None = None,
+    feature_major: bool = False,
+) -> Tensor:
+    r"""Return :math:`\mathrm{act}(W x + b + r)` for every vector of x.
+
+    Vectors may lie one after the other, or side by side with their features a step apart (the transpose of a contiguous
+    matrix): the second is the kernels' own layout, and torch's elementwise operators keep it.
+
+    A ``Bitmask`` takes one vector after the other; a ``Panelled`` weight takes all at once.
+
+    Args:
+        x: Float32 ``[..., columns]`` on the CPU.
+        weight: Packed.
+        bias: Float32 ``[rows]``.
+        residual: Float32 ``[..., rows]``, added before the activation.
+        activation: One of ``ACTIVATIONS``.
+        tile: Vectors that are worked on at a time, a power of two; 0 leaves it to the kernels.
+        threads: By default as many as torch's operators use.
+        feature_major: Lay the output out with features a step apart.
+
+    Returns:
+        Float32 ``[..., rows]``.
+
+    Raises:
+        SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
+
+    Example:
+        >>> linear(torch.ones(2, 3), Panelled.pack(-torch.eye(3)), torch.full((3,), 2.0), activation="relu").tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    _check_all(x, weight.rows, bias, residual, activation)
+    if x.dim() < 1 or x.shape[-1] != weight.columns:
+        raise SparseError(f"expected inputs of {weight.columns} features, got shape {tuple(x.shape)}")
+    shape = (*x.shape[:-1], weight.rows)
+    if residual is not None and tuple(residual.shape) != shape:
+        raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {shape}")
+    count = math.prod(x.shape[:-1])
+    vectors = _matrix(x, count)
+    feature_major = feature_major and count > 1 and isinstance(weight, Panelled)
+    out = torch.empty(weight.rows, count).t() if feature_major else torch.empty(count, weight.rows)
+    added = None if residual is None else _matrix_like(residual.reshape(count, weight.rows), out)
+    plan = PlanStruct(torch.get_num_threads() if threads is None else threads, tile)
+    struct, kernels = weight.struct, library()
+    if isinstance(weight, Panelled) and count > 1:
+        status = kernels.secateur_spmm(
+            struct,
+            vectors.data_ptr(),
+            *vectors.stride(),
+            out.data_ptr(),
+            *out.stride(),
+            count,
+            _epilogue(bias, added, activation),
+            plan,
+        )
+        check(status, "a sparse product")
+    else:
+        run = kernels.secateur_gemv if isinstance(weight, Panelled) else kernels.secateur_gemv_bitmask
+        vectors = vectors.contiguous()
+        for i in range(count):
+            after = _epilogue(bias, None if added is None else added[i], activation)
+            check(run(struct, vectors[i].data_ptr(), out[i].data_ptr(), after, plan), "a sparse product")
+    return out.view(shape) if not feature_major else _spread(out, shape[:-1])
+
+
+def conv2d(
+    x: Tensor,
+    weight: Panelled,
+    convolution: Convolution,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *,
+    tile: int = 0,
+    threads: int | None = None,
+) -> Tensor:
+    """Return a convolution with a packed weight, its bias, a residual and an activation.
+
+    The image is laid out once so that every tap of the kernel is a shift of whole rows; pixels side by side are the
+    vectors of the product.
+
+    Args:
+        x: Float32 ``[batch, channels, height, width]`` on the CPU.
+        weight: Packed from ``[outputs, channels, kernel height, kernel width]``; groups are not known to it.
+        convolution: Kernel, stride, padding, dilation.
+        bias: Float32 ``[outputs]``.
+        residual: Float32, shaped as the output; added before the activation.
+        activation: One of ``ACTIVATIONS``.
+        tile: Pixels that are worked on at a time, a power of two; 0 leaves it to the kernels.
+        threads: By default as many as torch's operators use.
+
+    Returns:
+        Float32 ``[batch, outputs, height, width]``.
+
+    Raises:
+        SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
+    """
+    _check_all(x, weight.rows, bias, residual, activation)
+    taps = math.prod(convolution.kernel)
+    if x.dim() != 4 or x.shape[1] * taps != weight.columns:
+        raise SparseError(
+            f"expected images [batch, {weight.columns // max(taps, 1)}, height, width], got shape {tuple(x.shape)}"
+        )
+    height, width = convolution.output(x.shape[2], x.shape[3])
+    if height < 1 or width < 1:
+        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {tuple(x.shape[2:])}")
+    out = torch.empty(x.shape[0], weight.rows, height, width)
+    if residual is not None and residual.shape != out.shape:
+        raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {tuple(out.shape)}")
+    images, added = x.contiguous(), None if residual is None else residual.contiguous()
+    status = library().secateur_conv2d(
+        weight.struct,
+        ConvolutionStruct(*x.shape, *convolution.flat()),
+        images.data_ptr(),
+        out.data_ptr(),
+        _epilogue(bias, added, activation),
+        PlanStruct(torch.get_num_threads() if threads is None else threads, tile),
+    )
+    check(status, "a sparse convolution")
+    return out
+
+
+def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
+    for name, tensor in (("the input", x), ("the bias", bias), ("the residual", residual)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise SparseError(
+                f"sparse kernels take dense float32 on the CPU; {name} is {tensor.dtype} on {tensor.device}"
+            )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise SparseError(
+                f"sparse kernels have no backward pass, and {name} wants a gradient; wrap the call in "
+                "torch.inference_mode() or torch.no_grad()"
+            )
+    if bias is not None and tuple(bias.shape) != (rows,):
+        raise SparseError(f"expected a bias of shape ({rows},), got {tuple(bias.shape)}")
+    if activation not in ACTIVATIONS:
+        check_choice("activation", activation, ACTIVATIONS)
+
+
+def _matrix(x: Tensor, count: int) -> Tensor:
+    """Return vectors as rows, contiguous or the transpose of a contiguous matrix: what the kernels can read."""
+    matrix = x.reshape(count, x.shape[-1])
+    step, stride = matrix.stride()
+    if (stride == 1 and step >= matrix.shape[1]) or (step == 1 and stride >= count):
+        return matrix
+    return matrix.contiguous()
+
+
+def _spread(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return vectors of a matrix in several dimensions again; their strides allow it without a copy."""
+    out: Tensor = x.view(*shape, x.shape[-1])
+    return out
+
+
+def _matrix_like(x: Tensor, other: Tensor) -> Tensor:
+    """Return a matrix in the strides of another one."""
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
+
+
+def _epilogue(bias: Tensor | None, residual: Tensor | None, activation: str) -> EpilogueStruct:
+    return EpilogueStruct(
+        None if bias is None else bias.contiguous().data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        ACTIVATIONS.index(activation),
+    )
+
+
+_known: Any = WeakIdKeyDictionary()
+"""Weights by their values, once their indices have been checked: an exported program may come from anywhere."""
+
+
+def _weight_of(header: Sequence[int], arrays: Sequence[Tensor]) -> Any:
+    known = _known.get(arrays[0])
+    if known is not None and all(a is b for a, b in zip(known.tensors().values(), arrays, strict=True)):
+        return known
+    form = next(f for f in FORMATS.values() if len(f.DTYPES) == len(arrays))
+    weight = form.from_tensors(
+        dict(zip(form.NUMBERS, header, strict=True)), dict(zip(form.DTYPES, arrays, strict=True))
+    )
+    _known[arrays[0]] = weight
+    return weight
+
+
+_library: Any = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    "sparse_linear(Tensor x, Tensor[] arrays, int[] header, Tensor? bias, Tensor? residual, str activation, "
+    "int tile, bool feature_major) -> Tensor"
+)
+_library.define(
+    "sparse_conv2d(Tensor x, Tensor[] arrays, int[] header, int[] convolution, Tensor? bias, Tensor? residual, "
+    "str activation, int tile) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "sparse_linear", "CPU")
+def _sparse_linear(
+    x: Tensor,
+    arrays: list[Tensor],
+    header: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    tile: int,
+    feature_major: bool,
+) -> Tensor:
+    weight = _weight_of(header, arrays)
+    return linear(x, weight, bias, residual, activation, tile=tile, feature_major=feature_major)
+
+
+@torch.library.impl(_library, "sparse_conv2d", "CPU")
+def _sparse_conv2d(
+    x: Tensor,
+    arrays: list[Tensor],
+    header: list[int],
+    convolution: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    tile: int,
+) -> Tensor:
+    weight = _weight_of(header, arrays)
+    return conv2d(x, weight, Convolution.of_flat(convolution), bias, residual, activation, tile=tile)
+
+
+@torch.library.register_fake("secateur::sparse_linear", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_linear(
+    x: Tensor,
+    arrays: list[Tensor],
+    header: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    tile: int,
+    feature_major: bool,
+) -> Tensor:
+    shape = (*x.shape[:-1], header[0])
+    if not feature_major or len(arrays) == len(Bitmask.DTYPES):
+        return x.new_empty(shape)
+    count = math.prod(x.shape[:-1])
+    return _spread(x.new_empty(header[0], count).t(), x.shape[:-1])
+
+
+@torch.library.register_fake("secateur::sparse_conv2d", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_conv2d(
+    x: Tensor,
+    arrays: list[Tensor],
+    header: list[int],
+    convolution: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    tile: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], header[0], *Convolution.of_flat(convolution).output(x.shape[2], x.shape[3]))
