@@ -29,6 +29,7 @@ PARTS = {
     "solvers",
     "codec",
     "sparse",
+    "inputs",
 }
 MIDDLE = {
     "ablations",
@@ -56,6 +57,10 @@ BETWEEN_PARTS = {
     # A part names the statistic that it needs by an object with options, and reads what that returns.
     ("scores", "stats"),
     ("solvers", "stats"),
+    ("inputs", "graph"),  # whatever holds tensors is opened in one way
+    # A compiled model is an end in itself: it is run on example inputs, and measured beside the dense one.
+    ("sparse", "inputs"),
+    ("sparse", "metrics"),
 }
 ROOT = {"__init__"}  # re-exports, lazily
 

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,31 +18,6 @@ BLOCKS = ((1, 1), (4, 1), (1, 4))
 SLACK = 8  # SECATEUR_SLACK
 BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
 WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
-
-
-class SparseWeight(Protocol):
-    """A packed matrix: float32, ``rows`` outputs by ``columns`` inputs."""
-
-    kind: ClassVar[str]
-    rows: int
-    columns: int
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its arrays, by name."""
-        ...
-
-    def header(self) -> dict[str, int]:
-        """Its numbers, by name."""
-        ...
-
-    def to_dense(self) -> Tensor:
-        """The matrix, float32 ``[rows, columns]``."""
-        ...
-
-
-def nbytes(weight: SparseWeight) -> int:
-    """Return the bytes of all arrays of a packed matrix."""
-    return sum(t.numel() * t.element_size() for t in weight.tensors().values())
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -81,8 +56,18 @@ def _checked(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torc
             )
 
 
+class _Packed:
+    """Copies and pickles leave out what points into memory."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "struct"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
 @dataclass(frozen=True, eq=False)
-class Panelled:
+class Panelled(_Packed):
     """Compressed rows, cut into panels of columns.
 
     The activations of one panel stay in the first-level cache while all rows pass over them. Within a panel rows are
@@ -225,7 +210,7 @@ class Panelled:
 
 
 @dataclass(frozen=True, eq=False)
-class Bitmask:
+class Bitmask(_Packed):
     """One bit per weight, and the weights that are not zero, row after row.
 
     Bytes: ``1/8 + 4 d`` per weight of the matrix at density d, in words of 64 columns: less than any index up to about
@@ -310,6 +295,11 @@ class Bitmask:
         dense = torch.empty(self.rows, self.columns)
         check(library().secateur_bitmask_unpack(self.struct, dense.data_ptr()), "unpacking a weight")
         return dense
+
+
+def nbytes(weight: Panelled | Bitmask) -> int:
+    """Return the bytes of all arrays of a packed matrix."""
+    return sum(t.numel() * t.element_size() for t in weight.tensors().values())
 
 
 FORMATS: dict[str, type[Panelled] | type[Bitmask]] = {f.kind: f for f in (Panelled, Bitmask)}

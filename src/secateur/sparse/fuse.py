@@ -1,0 +1,245 @@
+"""What comes behind a layer, found and taken into it: batch norms, activations, residual sums.
+
+Where a model can be traced symbolically, on its graph; elsewhere between modules, by watching one forward pass.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.overrides import TorchFunctionMode
+
+LAYERS = (nn.Linear, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    "relu": "relu",
+    "relu_": "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.gelu: "gelu",
+}
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """Return the kernels' name of an activation module, or nothing where they do not have it."""
+    if type(module) is nn.GELU:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
+    if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
+        return "relu6"
+    return {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}.get(type(module))
+
+
+@dataclass
+class Fused:
+    """A model whose layers have taken in what came behind them.
+
+    Attributes:
+        model: It; a traced graph where ``traced``.
+        traced: Whether residual sums could be fused too.
+        activations: What each layer, by name, does behind its sum.
+        residuals: Layers that take a second argument, which is added before the activation.
+        folded: Batch norms that went into weights.
+    """
+
+    model: nn.Module
+    traced: bool
+    activations: dict[str, str] = field(default_factory=dict)
+    residuals: set[str] = field(default_factory=set)
+    folded: int = 0
+
+
+def fold_norms_(model: nn.Module, calls: Calls) -> int:
+    """Fold every batch norm that alone reads a layer's output into that layer; return how many."""
+    count = 0
+    for producer, consumer in calls.pairs():
+        layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
+        if not isinstance(norm, NORMS) or norm.running_mean is None or norm.training:
+            continue
+        if type(layer) is nn.Conv2d:
+            replace_(model, producer, fuse_conv_bn_eval(layer, norm))
+        elif type(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
+            replace_(model, producer, fuse_linear_bn_eval(layer, norm))
+        else:
+            continue
+        replace_(model, consumer, nn.Identity())
+        count += 1
+    return count
+
+
+def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place of one, by its dotted name."""
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, new)
+
+
+@dataclass
+class Calls:
+    """What one forward pass did: which modules ran on which tensors, and how often each tensor was read."""
+
+    outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
+    inputs: list[tuple[str, int]] = field(default_factory=list)  # of norms and activations
+    count: Counter[str] = field(default_factory=Counter)
+    reads: Counter[int] = field(default_factory=Counter)
+    alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield a layer and the one module that reads its output, where both ran once and nothing else reads it."""
+        for consumer, tensor in self.inputs:
+            producer = self.outputs.get(tensor)
+            if producer and self.count[producer] == 1 and self.count[consumer] == 1 and self.reads[tensor] == 1:
+                yield producer, consumer
+
+
+class _Reads(TorchFunctionMode):
+    """Counts how often each tensor is an argument of a torch function."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in torch.utils._pytree.tree_leaves((args, kwargs or {})):
+            if isinstance(value, Tensor):
+                self.calls.reads[id(value)] += 1
+                self.calls.alive.append(value)
+        return func(*args, **(kwargs or {}))
+
+
+def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+    """Run a model once and return who read what."""
+    calls = Calls()
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls.count[name] += 1
+            if isinstance(module, LAYERS) and isinstance(output, Tensor):
+                calls.outputs[id(output)] = name
+                calls.alive.append(output)
+            elif inputs and isinstance(inputs[0], Tensor):
+                calls.inputs.append((name, id(inputs[0])))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, (*LAYERS, *NORMS)) or activation_of(module):
+                stack.callback(module.register_forward_hook(after(name)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Reads(calls))
+        model(*args, **kwargs)
+    return calls
+
+
+def traced(model: nn.Module) -> fx.GraphModule | None:
+    """Return a model as a graph of its modules, or nothing where Python decides what it does."""
+    try:
+        return fx.symbolic_trace(model)
+    except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
+        return None
+
+
+def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fused:
+    """Fold batch norms, and find the activations and residual sums that layers can take in.
+
+    The model is changed in place where norms are folded. What is found is only taken in by
+    :func:`take_in_`, for the layers that become sparse.
+
+    Args:
+        model: In evaluation mode.
+        args: Positional inputs of one forward pass.
+        kwargs: Keyword inputs.
+    """
+    folded = fold_norms_(model, watch(model, args, kwargs))
+    graph = traced(model) if not kwargs else None
+    if graph is not None:
+        with torch.no_grad():
+            try:
+                fx.passes.shape_prop.ShapeProp(graph).propagate(*args)
+            except Exception:  # noqa: BLE001  # what was traced is not what runs
+                graph = None
+    if graph is None:
+        return Fused(model, traced=False, folded=folded)
+    return Fused(graph, traced=True, folded=folded)
+
+
+def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Take activations and residual sums into the layers named; the model computes the same only once they act on them.
+
+    ``fused.activations`` and ``fused.residuals`` say what each of them must do.
+    """
+    if fused.traced:
+        assert isinstance(fused.model, fx.GraphModule)
+        for node in list(fused.model.graph.nodes):
+            if node.op == "call_module" and node.target in names:
+                _take_in_graph(fused, node)
+        fused.model.graph.eliminate_dead_code()
+        fused.model.recompile()
+        return
+    for producer, consumer in watch(fused.model, args, kwargs).pairs():
+        activation = activation_of(fused.model.get_submodule(consumer))
+        if producer in names and activation:
+            fused.activations[producer] = activation
+            replace_(fused.model, consumer, nn.Identity())
+
+
+def _take_in_graph(fused: Fused, node: fx.Node) -> None:
+    graph = node.graph
+    if sum(other.target == node.target for other in graph.nodes if other.op == "call_module") > 1:
+        return  # one layer called several times must do the same each time
+    name, last = str(node.target), node
+    reader = _only_reader(last)
+    if reader is not None and _is_sum(reader):
+        other = next((a for a in reader.args if a is not last), None)
+        if isinstance(other, fx.Node) and _shape(other) == _shape(last) is not None:
+            with graph.inserting_before(reader):
+                moved = graph.call_module(name, (*node.args, other))
+            moved.meta = dict(reader.meta)
+            reader.replace_all_uses_with(moved)
+            graph.erase_node(reader)
+            graph.erase_node(node)
+            fused.residuals.add(name)
+            last = moved
+            reader = _only_reader(last)
+    activation = _activation(fused.model, reader) if reader is not None else None
+    if reader is not None and activation:
+        reader.replace_all_uses_with(last)
+        graph.erase_node(reader)
+        fused.activations[name] = activation
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _shape(node: fx.Node) -> Any:
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "shape", None)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return (
+        node.op in ("call_function", "call_method") and node.target in _SUMS and len(node.args) == 2 and not node.kwargs
+    )
+
+
+def _activation(model: nn.Module, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        return activation_of(model.get_submodule(str(node.target)))
+    name = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if name == "gelu":
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(node.kwargs.get("approximate", "none")))
+    return name
