@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -105,18 +106,20 @@ class Calls:
 
 
 class _Reads(TorchFunctionMode):
-    """Counts how often each tensor is an argument of a torch function."""
+    """Counts how often each tensor is an argument of a torch function that returns tensors."""
 
     def __init__(self, calls: Calls) -> None:
         super().__init__()
         self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in torch.utils._pytree.tree_leaves((args, kwargs or {})):
-            if isinstance(value, Tensor):
-                self.calls.reads[id(value)] += 1
-                self.calls.alive.append(value)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
+            for value in tree_leaves((args, kwargs or {})):
+                if isinstance(value, Tensor):
+                    self.calls.reads[id(value)] += 1
+                    self.calls.alive.append(value)
+        return out
 
 
 def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:

@@ -44,7 +44,7 @@ class SparseLayer(nn.Module):
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @property
-    def weight(self) -> Panelled | Bitmask:
+    def packed(self) -> Panelled | Bitmask:
         """The packed weight, its indices checked.
 
         Raises:
@@ -58,20 +58,26 @@ class SparseLayer(nn.Module):
         return known
 
     @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight, without values: for code that looks at them first."""
+        return torch.empty(self._numbers["rows"], self._numbers["columns"], device="meta")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weight."""
-        return nbytes(self.weight)
+        return nbytes(self.packed)
 
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
         return {"kind": self.kind, "numbers": dict(self._numbers), "activation": self.activation, "tile": self.tile}
 
     def _arrays(self) -> tuple[list[Tensor], list[int]]:
-        return list(self.weight.tensors().values()), list(self._numbers.values())
+        """Return what an operator takes; it checks the indices itself, when it runs."""
+        return [self.get_buffer(name) for name in FORMATS[self.kind].DTYPES], list(self._numbers.values())
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows."""
-        weight = self.weight
+        weight = self.packed
         blocks = f" of {weight.block_rows}x{weight.block_columns}" if isinstance(weight, Panelled) else ""
         after = "" if self.activation == "none" else f", {self.activation}"
         return f"{weight.columns} -> {weight.rows}, {self.kind}{blocks}, {self.nbytes:,} bytes{after}"
@@ -81,7 +87,7 @@ def _forget(layer: nn.Module, _: object) -> None:
     """After loading, the arrays are the same objects with other contents."""
     if isinstance(layer, SparseLayer):
         layer._known = None
-        _ = layer.weight  # refused now, not in the middle of a forward
+        _ = layer.packed  # refused now, not in the middle of a forward
 
 
 class SparseLinear(SparseLayer):
@@ -114,7 +120,7 @@ class SparseLinear(SparseLayer):
             )
             return out
         return ops.linear(
-            x, self.weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
+            x, self.packed, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
         )
 
     def settings(self) -> dict[str, Any]:
@@ -147,7 +153,7 @@ class SparseConv2d(SparseLayer):
                 x, arrays, numbers, self.convolution.flat(), self.bias, residual, self.activation, self.tile
             )
             return out
-        weight = self.weight
+        weight = self.packed
         if not isinstance(weight, Panelled):
             raise SparseError(f"a convolution needs a panelled weight, not a {weight.kind} one")
         return ops.conv2d(x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile)
