@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -169,6 +170,7 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
     folded = fold_norms_(model, watch(model, args, kwargs))
     graph = traced(model) if not kwargs else None
     if graph is not None:
+        _drop_idle(graph)
         with torch.no_grad():
             try:
                 fx.passes.shape_prop.ShapeProp(graph).propagate(*args)
@@ -177,6 +179,15 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
     if graph is None:
         return Fused(model, traced=False, folded=folded)
     return Fused(graph, traced=True, folded=folded)
+
+
+def _drop_idle(model: fx.GraphModule) -> None:
+    """Take modules out of the graph that do nothing in evaluation mode: folded norms, dropout."""
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), IDLE) and len(node.args) == 1:
+            node.replace_all_uses_with(node.args[0])
+            model.graph.erase_node(node)
+    model.recompile()
 
 
 def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
