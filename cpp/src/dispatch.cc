@@ -128,6 +128,8 @@ int32_t secateur_vector_width(void) {
   return kernels != nullptr ? kernels->width : 0;
 }
 
+int32_t secateur_image_block(void) { return kImageBlock; }
+
 int32_t secateur_use_isa(const char* name) {
   const Kernels* kernels = name != nullptr ? named(name) : nullptr;
   if (kernels == nullptr) return SECATEUR_UNKNOWN_ISA;
@@ -225,7 +227,8 @@ int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolut
   const bool positive = s.batch >= 0 && s.channels >= 0 && s.height >= 0 && s.width >= 0 && s.kernel_height > 0 &&
                         s.kernel_width > 0 && s.stride_height > 0 && s.stride_width > 0 && s.pad_top >= 0 &&
                         s.pad_left >= 0 && s.pad_bottom >= 0 && s.pad_right >= 0 && s.dilation_height > 0 &&
-                        s.dilation_width > 0;
+                        s.dilation_width > 0 && (s.x_block == 0 || s.x_block == kImageBlock) &&
+                        (s.y_block == 0 || s.y_block == kImageBlock);
   if (!positive || weight->columns != s.channels * s.kernel_height * s.kernel_width) return SECATEUR_BAD_ARGUMENT;
   return guarded(epilogue, plan, [&](const Kernels& k, const secateur_epilogue& after, const secateur_plan& how) {
     return k.conv2d(*weight, s, x, y, after, how);

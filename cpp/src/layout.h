@@ -9,6 +9,8 @@ namespace secateur {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int32_t kImageBlock = 64;  // a multiple of every tile
+
 struct Layout {
   explicit Layout(const secateur_panelled& w)
       : block_rows(w.block_rows),

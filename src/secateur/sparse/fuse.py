@@ -19,6 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from secateur.sparse.layers import SparseConv2d
+
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
@@ -208,6 +210,32 @@ def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[
         if producer in names and activation:
             fused.activations[producer] = activation
             replace_(fused.model, consumer, nn.Identity())
+
+
+def keep_blocked_(model: nn.Module) -> int:
+    """Let convolutions hand images in the kernels' own layout to 1x1 convolutions; return how many do.
+
+    These read blocks where they are, as their input or as their residual. A larger kernel lays rows out anew either
+    way, and reads whole rows faster; anything else, and the model's output, gets images as torch has them.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return 0
+    modules = dict(model.named_modules())
+
+    def layer(node: fx.Node) -> SparseConv2d | None:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        return module if isinstance(module, SparseConv2d) else None
+
+    calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+    count = 0
+    for node in model.graph.nodes:
+        own, readers = layer(node), [layer(user) for user in node.users]
+        if own is None or calls[str(node.target)] > 1 or not readers:
+            continue
+        if all(reader is not None and reader.convolution.pointwise for reader in readers):
+            own.blocked = True
+            count += 1
+    return count
 
 
 def _take_in_graph(fused: Fused, node: fx.Node) -> None:

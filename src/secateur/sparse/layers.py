@@ -129,7 +129,12 @@ class SparseLinear(SparseLayer):
 
 
 class SparseConv2d(SparseLayer):
-    """A convolution with a packed weight, its bias, a residual and an activation; one group."""
+    """A convolution with a packed weight, its bias, a residual and an activation; one group.
+
+    Attributes:
+        convolution: Kernel, stride, padding, dilation.
+        blocked: Whether it returns images in the kernels' own layout, for another such layer; it takes both.
+    """
 
     def __init__(
         self,
@@ -139,28 +144,37 @@ class SparseConv2d(SparseLayer):
         *,
         activation: str = "none",
         tile: int = 0,
+        blocked: bool = False,
     ) -> None:
         super().__init__(weight, bias, activation=activation, tile=tile)
         self.convolution = convolution
+        self.blocked = blocked
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | ops.Blocked, residual: Tensor | ops.Blocked | None = None) -> Any:
         """Return the output images, ``[batch, rows, height, width]``; a single image may come without its batch."""
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)).squeeze(0)
+        if isinstance(x, Tensor) and not isinstance(x, ops.Blocked) and x.dim() == 3:
+            added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
+            out = self.forward(x.unsqueeze(0), added)
+            return out.squeeze(0) if isinstance(out, Tensor) else out
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
-            out: Tensor = torch.ops.secateur.sparse_conv2d(
-                x, arrays, numbers, self.convolution.flat(), self.bias, residual, self.activation, self.tile
+            return ops.conv2d_operator(
+                x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
             )
-            return out
         weight = self.packed
         if not isinstance(weight, Panelled):
             raise SparseError(f"a convolution needs a panelled weight, not a {weight.kind} one")
-        return ops.conv2d(x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile)
+        return ops.conv2d(
+            x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
-        return super().settings() | {"layer": "conv2d", "convolution": self.convolution.flat()}
+        return super().settings() | {
+            "layer": "conv2d",
+            "convolution": self.convolution.flat(),
+            "blocked": self.blocked,
+        }
 
 
 def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d:
@@ -194,4 +208,6 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
         raise SparseError(f"a sparse convolution needs a panelled weight, and sizes of at least 1, got {flat!r}")
     if weight.columns % (flat[0] * flat[1]):
         raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
-    return SparseConv2d(weight, ops.Convolution.of_flat(flat), bias, activation=activation, tile=tile)
+    blocked = settings.get("blocked", False) is True
+    convolution = ops.Convolution.of_flat(flat)
+    return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)
