@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
-from secateur.sparse.fuse import LAYERS, Fused, fuse, keep_blocked_, replace_, take_in_
+from secateur.sparse.fuse import LAYERS, Fused, fuse, keep_blocked_, keep_feature_major_, replace_, take_in_
 from secateur.sparse.layers import SparseLayer
 from secateur.sparse.library import isa, library
 from secateur.sparse.ops import Convolution
@@ -128,6 +128,7 @@ def compile(  # as torch.compile
             problem, tuned = layers[name]
             replace_(fused.model, name, build(problem, tuned.option))
         keep_blocked_(fused.model)
+        keep_feature_major_(fused.model, args, kwargs)
         rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()]
         report = CompileReport(rows, threads, isa(), fused.traced, fused.folded, left=_left(fused.model, set(layers)))
         compiled = Compiled(fused.model, report, fused)

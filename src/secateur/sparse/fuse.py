@@ -19,11 +19,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.sparse.layers import SparseConv2d
+from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLayer, SparseLinear
 
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+_PROBE = torch.cat([torch.linspace(-12, 12, 301), torch.tensor([0.0, 1e-3, -1e-3, 80.0, -80.0])])
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -39,12 +41,25 @@ _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def activation_of(module: nn.Module) -> str | None:
-    """Return the kernels' name of an activation module, or nothing where they do not have it."""
-    if type(module) is nn.GELU:
-        return {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
-    if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
-        return "relu6"
-    return {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}.get(type(module))
+    """Return the kernels' name of what a module does to single values, or nothing where they do not know it.
+
+    Modules of any class are tried on numbers: libraries bring activations of their own that do the same.
+    """
+    if type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU):
+        return type(module).__name__.lower()
+    alone = not any(True for _ in module.children()) and not module._parameters and not module._buffers
+    if not alone or isinstance(module, IDLE) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    with torch.no_grad():
+        try:
+            found = [module(_PROBE.clone()), module(_PROBE.clone().view(1, -1, 3)).view(-1)]
+        except Exception:  # noqa: BLE001  # not made for one tensor
+            return None
+    for name, function in AFTERWARDS.items():
+        same = (isinstance(y, Tensor) and torch.allclose(y, function(_PROBE), rtol=1e-5, atol=1e-6) for y in found)
+        if name != "none" and all(same):
+            return name
+    return None
 
 
 @dataclass
@@ -95,9 +110,10 @@ class Calls:
     """What one forward pass did: which modules ran on which tensors, and how often each tensor was read."""
 
     outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
-    inputs: list[tuple[str, int]] = field(default_factory=list)  # of norms and activations
+    inputs: list[tuple[str, int]] = field(default_factory=list)  # of layers, norms and activations
     count: Counter[str] = field(default_factory=Counter)
     reads: Counter[int] = field(default_factory=Counter)
+    before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
     alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
 
     def pairs(self) -> Iterator[tuple[str, str]]:
@@ -129,20 +145,30 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """Run a model once and return who read what."""
     calls = Calls()
 
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            calls.count[name] += 1
+            if inputs and isinstance(inputs[0], Tensor):
+                calls.inputs.append((name, id(inputs[0])))
+                calls.alive.append(inputs[0])
+                calls.before.append(calls.reads[id(inputs[0])])
+
+        return hook
+
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            calls.count[name] += 1
-            if isinstance(module, LAYERS) and isinstance(output, Tensor):
+            if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
+                calls.reads[id(inputs[0])] = calls.before.pop() + 1
+            if isinstance(module, (*LAYERS, SparseLayer)) and isinstance(output, Tensor):
                 calls.outputs[id(output)] = name
                 calls.alive.append(output)
-            elif inputs and isinstance(inputs[0], Tensor):
-                calls.inputs.append((name, id(inputs[0])))
 
         return hook
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, (*LAYERS, *NORMS)) or activation_of(module):
+            if isinstance(module, (*LAYERS, *NORMS, SparseLayer)) or activation_of(module):
+                stack.callback(module.register_forward_pre_hook(before(name)).remove)
                 stack.callback(module.register_forward_hook(after(name)).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Reads(calls))
@@ -210,6 +236,17 @@ def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[
         if producer in names and activation:
             fused.activations[producer] = activation
             replace_(fused.model, consumer, nn.Identity())
+
+
+def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Let linear layers hand vectors in the kernels' own layout to one another; return how many do."""
+    count = 0
+    for producer, consumer in watch(model, args, kwargs).pairs():
+        first, second = model.get_submodule(producer), model.get_submodule(consumer)
+        if isinstance(first, SparseLinear) and isinstance(second, SparseLinear) and first.kind == second.kind:
+            first.feature_major = first.kind == "panelled"
+            count += first.feature_major
+    return count
 
 
 def keep_blocked_(model: nn.Module) -> int:

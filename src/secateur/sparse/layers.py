@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, nbytes
 from secateur.sparse.library import ACTIVATIONS
+
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+"""What the kernels' activations are in torch."""
 
 
 class SparseLayer(nn.Module):
