@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from secateur import Method, Target, prune_
 from secateur.allocate import Layerwise
 from secateur.errors import CheckpointError, SecateurWarning, SparseError
-from secateur.sparse import Compiled, compile, load, reason, save
+from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
 from secateur.sparse import compiled as module
-from secateur.sparse.fuse import fuse, take_in_, watch
+from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
 from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
+from secateur.sparse.ops import Blocked
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, options
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
@@ -325,3 +326,115 @@ def test_report_reads_well() -> None:
     text = str(compiled.report)
     assert max(len(line) for line in text.splitlines()[:3]) <= 120
     assert json.loads(json.dumps(compiled.report.to_dict()))["layers"][0]["name"] == "0"
+
+
+class OwnGelu(nn.Module):
+    """An activation of another library."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+
+class Shifted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) + 0.01
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) + torch.rand_like(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardtanh(0.0, 6.0), "relu6"),
+        (nn.GELU(), "gelu"),
+        (nn.GELU("tanh"), "gelu_tanh"),
+        (nn.SiLU(), "silu"),
+        (OwnGelu(), "gelu"),
+        (nn.Hardtanh(), None),
+        (nn.LeakyReLU(), None),
+        (nn.Softmax(-1), None),
+        (nn.PReLU(), None),
+        (nn.Identity(), None),
+        (Shifted(), None),
+        (Noisy(), None),
+        (nn.Flatten(), None),
+    ],
+    ids=str,
+)
+def test_activations_are_known_by_what_they_do(module: nn.Module, name: str | None) -> None:
+    assert activation_of(module) == name
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_vectors_pass_from_layer_to_layer_as_the_kernels_have_them() -> None:
+    model = pruned(nn.Sequential(nn.Linear(16, 32), OwnGelu(), nn.Linear(32, 16), nn.LayerNorm(16), nn.Linear(16, 8)))
+    x = torch.randn(2, 5, 16)
+    compiled = compile(model, x, cache=False, measure=False)
+    flags = {n: m.feature_major for n, m in compiled.model.named_modules() if isinstance(m, SparseLinear)}
+    assert flags == {"0": True, "2": False, "4": False}
+    assert compiled.fused.activations["0"] == "gelu"
+    for other in (x, torch.randn(1, 1, 16), torch.randn(7, 16)):
+        torch.testing.assert_close(answers(compiled, other), answers(model, other), rtol=1e-4, atol=1e-5)
+
+
+class Bottleneck(nn.Module):
+    """Two residual blocks of 1x1, 3x3 and 1x1 convolutions, and something dense in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a1, self.a2, self.a3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
+        self.b1, self.b2, self.b3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
+        self.end = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a3(F.relu(self.a2(F.relu(self.a1(x))))) + x)
+        x = F.relu(self.b3(F.relu(self.b2(F.relu(self.b1(x))))) + x)
+        out: Tensor = self.end(F.max_pool2d(x, 2))
+        return out
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_images_stay_in_blocks_between_convolutions_that_read_them_there() -> None:
+    model = pruned(Bottleneck())
+    x = torch.randn(2, 32, 10, 9)
+    compiled = compile(model, x, cache=False, measure=False)
+    blocked = {n for n, m in compiled.model.named_modules() if isinstance(m, SparseConv2d) and m.blocked}
+    assert blocked == {"a2", "a3", "b2"}
+    for other in (x, torch.randn(1, 32, 16, 16), torch.randn(3, 32, 4, 2)):
+        torch.testing.assert_close(answers(compiled, other), answers(model, other), rtol=1e-4, atol=1e-5)
+    program = torch.export.export(compiled, (x,)).module()
+    torch.testing.assert_close(answers(program, x), answers(compiled, x))
+    bad = x.clone()
+    bad[0, 3, 4, 4] = float("inf")
+    assert torch.equal(answers(compiled, bad).isnan(), answers(model, bad).isnan())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 13), (1, 1), (16, 9)])
+def test_blocked_images_and_back(size: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *size)
+    blocked = Blocked.of(images)
+    assert blocked.data.shape == (2, -(-size[0] * size[1] // 64), 3, 64)
+    assert torch.equal(blocked.images(), images)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("out", [False, True])
+def test_convolution_in_either_layout(kernel: int, stride: int, into: bool, out: bool) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(9, 6, kernel, kernel) * (torch.rand(9, 6, kernel, kernel) > 0.6)
+    x, bias = torch.randn(2, 6, 11, 13), torch.randn(9)
+    pad = kernel // 2
+    expected = F.conv2d(x, weight, bias, stride, pad)
+    residual = torch.randn_like(expected)
+    how = Convolution((kernel, kernel), (stride, stride), (pad,) * 4)
+    for added in (residual, Blocked.of(residual)):
+        found = conv2d(Blocked.of(x) if into else x, Panelled.pack(weight), how, bias, added, "relu", blocked=out)
+        got = found.images() if out else found
+        torch.testing.assert_close(got, F.relu(expected + residual), rtol=1e-4, atol=1e-5)

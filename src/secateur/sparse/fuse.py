@@ -176,10 +176,18 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     return calls
 
 
+class _Tracer(fx.Tracer):
+    """Leaves activations of other libraries whole, as torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or activation_of(m) is not None
+
+
 def traced(model: nn.Module) -> fx.GraphModule | None:
     """Return a model as a graph of its modules, or nothing where Python decides what it does."""
     try:
-        return fx.symbolic_trace(model)
+        tracer = _Tracer()
+        return fx.GraphModule(model, tracer.trace(model))
     except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
         return None
 
