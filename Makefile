@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
   bench-structural-speed bench-efficientnet bench-minilm bench-obs \
-  bench-founding
+  bench-founding bench-sparse
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -83,6 +83,14 @@ bench-efficientnet: $(ZOO)/.models
 
 bench-minilm: $(ZOO)/.models
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python benchmarks/minilm.py
+
+# The engines that the sparse kernels are measured against.
+$(ZOO)/.engines: $(ZOO)/.models
+	$(ZOO)/bin/python -m pip install --quiet --no-deps openvino==2026.4.1 openvino-telemetry
+	touch $@
+
+bench-sparse: $(ZOO)/.engines
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ZOO)/bin/python benchmarks/sparse.py
 
 clean:
 	rm -rf .venv .venv-zoo build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
