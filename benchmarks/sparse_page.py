@@ -54,9 +54,9 @@ def head(result: dict[str, Any]) -> str:
         "# The sparse CPU runtime against dense engines\n\n"
         f"`{result['command']}`, {result['finished'][:10]}. {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['os']}, {machine['isa']}; {versions}. Medians of {result['runs']} rounds in which all engines take "
-        "turns; before each call of a layer its weights are out of the caches and its input is in them, as in a network. "
-        "A speed-up is the fastest dense engine's time over ours, in the same row; behind one that misses its goal "
-        "stands the goal."
+        "turns; before each call of a layer its weights are out of the caches and its input is in them, as in a "
+        "network. A speed-up is the fastest dense engine's time over ours, in the same row; behind one that misses its "
+        "goal stands the goal."
     )
 
 

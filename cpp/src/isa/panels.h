@@ -161,6 +161,20 @@ class VectorsOut final : public Sink {
       for (int64_t r = 0; r < rows; ++r) put_row(sums + r * tile, width, (row + r) * stride_ + position, y_, after_);
       return;
     }
+    if (after_.residual == nullptr) {  // straight to where it belongs
+      float* y = y_ + position * step_ + row;
+      for (int64_t i = 0; i < width; i += 4) {
+        const int64_t some = least(4, width - i);
+        int64_t r = 0;
+        if (some == 4)
+          for (; r + 4 <= rows; r += 4) turn_four(sums + r * tile + i, tile, y + i * step_ + r, step_);
+        for (; r < rows; ++r)
+          for (int64_t j = i; j < i + some; ++j) y[j * step_ + r] = sums[r * tile + j];
+        if (after_.activation != SECATEUR_NONE)
+          for (int64_t j = i; j < i + some; ++j) activate_row(y + j * step_, rows, after_.activation);
+      }
+      return;
+    }
     float turned[4 * kRun];
     for (int64_t first = 0; first < rows; first += kRun) {
       const int64_t count = least(kRun, rows - first);
