@@ -13,7 +13,8 @@ from torch import nn
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Drop, Edit, Undo, class_name, drop_all_, edit_, slice_
 from secateur.graph.compare import compare, says_nothing, tolerated
-from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling
+from secateur.graph.constraints import Constraints
+from secateur.graph.coupling import ONLY_EXPERTS, Coupling
 from secateur.graph.examples import Example, other_batches, unseen
 from secateur.graph.experts import count_edits
 from secateur.graph.groups import Unit
