@@ -241,13 +241,8 @@ class Coupling:
             kept: Tensor name -> dimension -> kept indices.
         """
         gone_roots = np.zeros(len(self.roots), dtype=bool)
-        for leaf in self.trace.leaves:
-            for dim, indices in kept.get(leaf.name, {}).items():
-                part = leaf.axes.part(dim)
-                if part is not None:
-                    gone = np.ones(leaf.axes.shape[dim], dtype=bool)
-                    gone[indices] = False
-                    gone_roots[self.roots[part.labels[gone]]] = True
+        for labels in lost_labels(self.trace.leaves, kept):
+            gone_roots[self.roots[labels]] = True
         return ~gone_roots[self.roots]
 
     def kept(self, alive: NDArray[np.bool_]) -> dict[str, dict[int, NDArray[np.int64]]]:
@@ -309,6 +304,25 @@ class Coupling:
 
 def _is_in(module: str, scope: str) -> bool:
     return not scope or module == scope or module.startswith(f"{scope}.")
+
+
+def lost_labels(leaves: Iterable[Leaf], kept: Kept) -> Iterator[Labels]:
+    """Yield, for every dimension that shrinks, the labels that it loses.
+
+    Args:
+        leaves: Tensors with their labels.
+        kept: Tensor name -> dimension -> kept indices.
+
+    Yields:
+        Labels, as they stand in the leaves.
+    """
+    for leaf in leaves:
+        for dim, indices in kept.get(leaf.name, {}).items():
+            part = leaf.axes.part(dim)
+            if part is not None:
+                gone = np.ones(leaf.axes.shape[dim], dtype=bool)
+                gone[indices] = False
+                yield part.labels[gone]
 
 
 def iter_parts(ops: Iterable[Op]) -> Iterator[tuple[Op, Axes]]:
