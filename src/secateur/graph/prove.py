@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.errors import GraphError
 from secateur.graph.changes import Undo
@@ -88,7 +88,7 @@ def prove(  # noqa: PLR0913
             again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
             return Proof(float("inf"), 0.0, 0, {}), None, again
         normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
-        undo.add(plan.apply_(model, ready).revert)
+        _cut(model, plan, ready, undo)
         gap, size = _gap(model, example, recorded, plan, probe, reference)
         if example.training and tolerated(size) < gap <= _AMPLIFIED * size:
             undo.revert()
@@ -98,6 +98,7 @@ def prove(  # noqa: PLR0913
         del reference
         if (gap / tolerated(size), size) > (difference / tolerated(scale), scale):
             difference, scale = gap, size
+    _cut(model, plan, ready, undo)  # the last example was refused, or ran in the dense model once more
     if silent:
         raise GraphError(silence(model))
     proof = Proof(difference, scale, sum(not e.training for e in examples), normalised)
@@ -105,6 +106,12 @@ def prove(  # noqa: PLR0913
         return proof, None, None
     culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
     return proof, culprit, None
+
+
+def _cut(model: nn.Module, plan: Plan, ready: dict[str, Tensor], undo: Undo) -> None:
+    """Prune the model as planned, unless it is pruned now."""
+    if not undo.count:
+        undo.add(plan.apply_(model, ready).revert)
 
 
 def _reference(
