@@ -53,9 +53,9 @@ class Pruner:
         ema: An averaged copy with the same parameter names (or ``AveragedModel``), masked along.
         loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
         batches: Batches for ``loss_fn``: an iterable that can be read again, or a function returning one.
-        example_inputs: Positional inputs of one forward pass, for targets in MACs; with the pattern ``channel`` also to
-            find the norms whose parameters die with a unit. ``Channel(coupled=True)`` needs them, in any form that
-            :func:`~secateur.structure.shrink_` takes.
+        example_inputs: What one forward pass takes, in any form that :func:`~secateur.structure.shrink_` takes: for
+            targets in MACs and scores that look at it; with the pattern ``channel`` also to find the norms whose
+            parameters die with a unit. ``Channel(coupled=True)`` needs it.
         steps_per_epoch: Needed when the schedule counts epochs.
 
     Raises:
