@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "secateur"
 
-CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "_files", "_rng", "_tree"}
+CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "history", "_files", "_rng", "_tree"}
 PARTS = {
     "stats",
     "scores",
