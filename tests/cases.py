@@ -161,6 +161,7 @@ ALLOCATIONS = (
     Case("isomorphic"),
     Case("per_round"),
     Case("per_round", {"rate": 0.4, "slower": ("[acfpwx2]*",), "factor": 0.25}),  # some of every problem's layers
+    Case("uniform_plus"),
     Case("er"),
     Case("erk"),
     Case("proportions", {"densities": tuple(DENSITIES.items())}),
