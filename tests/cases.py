@@ -47,7 +47,7 @@ SCORES = (
     Case("movement"),
     Case("snip"),
     Case("grasp"),
-    Case("grasp", {"temperature": 200.0}),
+    Case("grasp", {"temperature": 1.0}),
     Case("synflow"),
     Case("lamp", {}, {"equivariant": False}),  # of equals, the lowest index goes first
     Case("optimal_brain_surgeon", {}, {"equivariant": False}),  # it depends on the others of the block

@@ -27,8 +27,9 @@ class Grasp:
         first derivative.
 
     Args:
-        temperature: The loss sees the model's outputs divided by it; the paper takes 200, for logits. Here 1: the
-            outputs as they are.
+        temperature: The loss sees the model's outputs divided by it. 200 is what the authors' own code does, so that
+            the softmax is nearly uniform and all classes count alike. Give 1 where the outputs are no logits (a
+            regression), or where the model returns its loss itself.
 
     Example:
         >>> import torch
@@ -42,7 +43,7 @@ class Grasp:
         2020.
     """
 
-    temperature: float = 1.0
+    temperature: float = 200.0
 
     def __post_init__(self) -> None:
         HessianGradient(self.temperature)

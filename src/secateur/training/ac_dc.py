@@ -30,7 +30,9 @@ class ACDC:
     gradients, would push them all at once. The last phase is sparse. A by-product is the dense network of the end of
     the last dense phase.
 
-    The phases must fill the training exactly: the defaults are the paper's, of 100 epochs.
+    The phases must fill the training exactly. The defaults are those with which the authors trained ImageNet for 100
+    epochs: compressed at the ends of epochs 10, 20, ..., 70 and 85, decompressed at those of 15, 25, ..., 65 and 75.
+    Their longer trainings have the same phases and more of them.
 
     Args:
         total: Length of the training.
