@@ -483,6 +483,16 @@ class ActivationNoise(Parametrisation, Protocol):
 
 
 @runtime_checkable
+class PatternedParametrisation(Parametrisation, Protocol):
+    """A parametrisation that closes more than single weights."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """What it removes together; masks that it ends in are of this pattern."""
+        ...
+
+
+@runtime_checkable
 class Ablation(Protocol):
     """What a method is robbed of, to see what that was worth: where its zeros lie, or the weights that it leaves."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from secateur.errors import PatternError, check_choice, check_number
-from secateur.patterns import Channel
+from secateur.patterns import Channel, Unstructured
 from secateur.patterns._layout import from_oki, oki_shape
 from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
@@ -104,6 +104,11 @@ class L0:
         check_number("l0: l2", self.l2)
         check_choice("l0: group", self.group, get_args(Group))
         check_number("l0: dropped", self.dropped, above=True, most=1.0, below=True)
+
+    @property
+    def pattern(self) -> Channel | Unstructured:
+        """Whole units, unless each weight has its gate."""
+        return Unstructured() if self.group == "weight" else Channel()
 
     def _side(self, weight: Weight) -> Group:
         if self.group != "unit":
