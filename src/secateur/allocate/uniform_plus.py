@@ -31,8 +31,14 @@ class UniformPlus:
     order, or other shares, use ``layerwise`` with overrides. Without a convolution, or where it is the last layer too,
     none is kept whole. Units of several tensors (coupled channels, heads) have no such places and get one density.
 
-    A sparsity under this rule is another object than one of all layers: beside ``layerwise`` or ``erk``, compare
-    multiply-accumulates as well. A target that these two layers leave no room for is refused, with the one in reach.
+    A target that these two layers leave no room for is refused, with the one in reach.
+
+    Pitfalls:
+        A sparsity under this rule is another object than one of all layers: beside ``layerwise`` or ``erk``, compare
+        multiply-accumulates as well.
+
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
 
     Raises:
         TargetError: When what must stay costs more than may stay.

@@ -76,6 +76,7 @@ class Card:
         recipe: Lines of a recipe that use it.
         references: Its sources.
         cost: Time and memory beyond a forward pass of the network.
+        pitfalls: What it does not see, and where it goes wrong.
     """
 
     axis: str
@@ -88,6 +89,7 @@ class Card:
     recipe: str
     references: str
     cost: str
+    pitfalls: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; formulas stay LaTeX."""
@@ -151,6 +153,7 @@ def card(axis: Axis, name: str) -> Card:
         _recipe(axis, name, options),
         "" if foreign else doc.references,
         "" if foreign else doc.cost,
+        "" if foreign else doc.pitfalls,
     )
 
 
@@ -319,10 +322,9 @@ def markdown(shown: Card) -> str:
     for title, lines in (("Needs", shown.needs), ("Refused", shown.refuses)):
         if lines:
             parts += [f"## {title}", "\n".join(f"- {paragraph(line)}" for line in lines)]
-    if shown.cost:
-        parts += ["## Cost", paragraph(shown.cost)]
-    if shown.references:
-        parts += ["## References", paragraph(shown.references)]
+    for title, text in (("Pitfalls", shown.pitfalls), ("Cost", shown.cost), ("References", shown.references)):
+        if text:
+            parts += [f"## {title}", paragraph(text)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -376,12 +378,10 @@ def plain(shown: Card) -> Iterator[tuple[str, str]]:
         if lines:
             yield "heading", title
             yield from (("text", to_text(line)) for line in lines)
-    if shown.cost:
-        yield "heading", "Cost"
-        yield "text", to_text(shown.cost)
-    if shown.references:
-        yield "heading", "References"
-        yield "text", to_text(shown.references)
+    for title, text in (("Pitfalls", shown.pitfalls), ("Cost", shown.cost), ("References", shown.references)):
+        if text:
+            yield "heading", title
+            yield "text", to_text(text)
 
 
 def files() -> dict[str, str]:

@@ -34,6 +34,10 @@ class ACDC:
     epochs: compressed at the ends of epochs 10, 20, ..., 70 and 85, decompressed at those of 15, 25, ..., 65 and 75.
     Their longer trainings have the same phases and more of them.
 
+    Pitfalls:
+        The masks of the finished network are chosen when the last phase begins: it must be long enough to recover from
+        that, at a learning rate that still allows it. A network measured in a dense phase is not the sparse one.
+
     Args:
         total: Length of the training.
         warm_up: Length of the first dense phase.

@@ -71,8 +71,10 @@ class L0:
     noise. Without, and where the outputs of several layers are added up, gates that are closed for good still cut out,
     and the constant is what :func:`~secateur.structure.fold_constants_` is for.
 
-    Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow, and
-    the training longer than usual.
+    Pitfalls:
+        Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow,
+        and the training longer than usual. How much goes is found and not set. On large tasks results were inconsistent
+        (Gale, Elsen, Hooker, The State of Sparsity in Deep Neural Networks, 2019).
 
     Args:
         strength: :math:`\lambda`, of one weight.

@@ -42,8 +42,9 @@ class SrSte:
     for pruned weights too, and :math:`\lambda` = ``decay``: without it the mask keeps changing until the end. With 0 it
     is the plain straight-through estimator.
 
-    The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
-    gradients of several passes are added up, it is weaker or stronger accordingly.
+    Pitfalls:
+        The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
+        gradients of several passes are added up, it is weaker or stronger accordingly.
 
     Args:
         n: Weights kept of each group.
