@@ -11,6 +11,7 @@ import pytest
 import secateur
 from secateur.cli import cards
 from secateur.cli.axes import axes
+from secateur.cli.docstrings import to_markdown
 from secateur.patterns import Channel, Layer
 from secateur.recipe import from_dict
 
@@ -40,7 +41,7 @@ def test_a_method_names_its_pitfalls(axis):
     for name in axes()[axis].parts:
         shown = cards.card(axes()[axis], name)
         assert len(shown.pitfalls) > 40, (name, "say under Pitfalls what it does not see, and where it goes wrong")
-        assert f"\n## Pitfalls\n\n{cards.paragraph(shown.pitfalls)}\n" in cards.markdown(shown)
+        assert f"\n## Pitfalls\n\n{to_markdown(shown.pitfalls)}\n" in cards.markdown(shown)
         assert ("heading", "Pitfalls") in list(cards.plain(shown))
         assert shown.to_dict()["pitfalls"] == shown.pitfalls
         body = " ".join(" ".join(block.split()) for block in shown.body)
