@@ -88,7 +88,7 @@ BEFORE = {
     "random": OneShot(Random, Layerwise()),
     "magnitude": OneShot(lambda seed: Magnitude()),
     "snip": OneShot(lambda seed: Snip()),
-    "grasp": OneShot(lambda seed: Grasp(temperature=200.0)),
+    "grasp": OneShot(lambda seed: Grasp()),
     "synflow": OneShot(lambda seed: Synflow(), schedule=iterative(rounds=100)),
 }
 """Pruned before training."""

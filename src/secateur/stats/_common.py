@@ -159,8 +159,23 @@ def refuse_nothing(who: object, values: Mapping[str, Tensor], why: str) -> None:
     """
     for name, value in values.items():
         refuse_infinite(f"{who} of {name}", value)
-    if not any(bool(value.any()) for value in values.values()):
-        raise MissingStatsError(f"{who} is zero for every weight, which ranks nothing: {why}")
+    refuse_zeros(who, values.values(), why)
+
+
+def refuse_zeros(who: object, values: Iterable[Tensor], why: str, *, each: str = "weight") -> None:
+    """Refuse what is zero everywhere: it would be ranked by the order of its indices.
+
+    Args:
+        who: What it was collected for, for the message.
+        values: What was collected.
+        why: What makes it zero, and what to do.
+        each: What has one value.
+
+    Raises:
+        MissingStatsError: When all values are zero.
+    """
+    if not any(bool(value.any()) for value in values):
+        raise MissingStatsError(f"{who} is zero for every {each}, which ranks nothing: {why}")
 
 
 def refuse_infinite(what: str, value: Tensor) -> None:

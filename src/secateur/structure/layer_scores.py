@@ -17,7 +17,7 @@ from secateur.stats.gradients import LossFn, loss_of
 from secateur.stats.streams import collect_turns
 from secateur.structure.collect import Batches
 from secateur.structure.parameter_stats import UNIT_STATISTICS
-from secateur.structure.scoring import as_group_score
+from secateur.structure.scoring import as_group_score, refuse_silence
 from secateur.structure.views import role_of
 from secateur.types import GroupView, MemberView, Need, Stats
 
@@ -53,7 +53,7 @@ def block_scores(
         One score per block, by set.
 
     Raises:
-        MissingStatsError: When the score needs what nobody supplied.
+        MissingStatsError: When the score needs what nobody supplied, or what it needs is zero for every block.
         WeightError: When a weight is not finite.
         SelectionError: When a score is not finite, or says nothing about blocks.
     """
@@ -63,6 +63,7 @@ def block_scores(
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
     stats = _collect(model, score.needs, sets, loss_fn, batches)
+    refuse_silence(score, stats)
     out = {}
     for some in sets:
         found = score.units(_view(model, some), stats)

@@ -31,7 +31,7 @@ def collect_elements(
     parameters = _reached(model, coupling)
     first = coupling.trace.examples[0]
     data = None if batches is None else (lambda: batches() if callable(batches) else batches)
-    found = need.collect(Source(model, parameters, loss_fn, data, first.args))
+    found = need.collect(Source(model, parameters, loss_fn, data, (first.args, first.kwargs)))
     out = {
         f"{m.name}@{m.dim}": rows_of(found[m.name], m, g.units).double().cpu()
         for g in coupling.groups

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.testing._common import random_tensor, require
 from secateur.testing.oracles import select_k
-from secateur.types import Allocation, Units
+from secateur.types import Allocation, FlooredAllocation, Units
 
 
 def check_allocation(allocation: Allocation) -> None:
@@ -25,13 +26,22 @@ def check_allocation(allocation: Allocation) -> None:
         AssertionError: When a law is broken.
     """
     for label, units, unit_costs in _problems():
-        floors = {name: min(u.floor, u.scores.numel()) for name, u in units.items()}
+        floors = {name: min(_floor(allocation, u), u.scores.numel()) for name, u in units.items()}
         lowest = sum(_best_cost(u, floors[name]) for name, u in units.items())
         total = sum(float(_costs(u).sum()) for u in units.values())
         steps = range(int(lowest), int(total) + 1) if unit_costs else range(12)
         for step in steps:
             kept = float(step) if unit_costs else lowest + (total - lowest) * step / 11
             _check_counts(allocation, units, kept, f"{label}, {kept:g} of {total:g}", exact=unit_costs)
+
+
+_EDGES: dict[str, Literal["", "first", "last"]] = {"fc1": "first", "head": "last"}
+
+
+def _floor(allocation: Allocation, units: Units) -> int:
+    """Return the fewest units that stay: the layer's own floor, or the allocation's."""
+    own = allocation.floor(units.scores.numel(), units.edge) if isinstance(allocation, FlooredAllocation) else 0
+    return max(units.floor, own)
 
 
 def _problems() -> list[tuple[str, dict[str, Units], bool]]:
@@ -48,6 +58,7 @@ def _problems() -> list[tuple[str, dict[str, Units], bool]]:
         ("small layers", {n: Units(s, 1.0, 1) for n, s in free.items()}, True),
         ("negative scores", {n: Units(s.double(), 1.0, 2) for n, s in signed.items()}, True),
         ("pruned units", {n: Units(s, 1.0, 1) for n, s in pruned.items()}, True),
+        ("first and last", {n: Units(s, 1.0, 1, edge=_EDGES.get(n, "")) for n, s in free.items()}, True),
         ("one layer", {"w": Units(random_tensor((8,), 4), 1.0, 1)}, True),
         ("uneven costs", {n: Units(s, 3.0 + len(s), 1) for n, s in free.items()}, False),
         ("fractional costs", {n: Units(s, 0.1 * len(s), 0) for n, s in tied.items()}, False),
@@ -72,7 +83,7 @@ def _check_counts(allocation: Allocation, units: Mapping[str, Units], kept: floa
     counts = allocation(units, kept)
     require(set(counts) == set(units), allocation, f"{at}: counts for {sorted(counts)}")
     for name, u in units.items():
-        n, floor = u.scores.numel(), min(u.floor, u.scores.numel())
+        n, floor = u.scores.numel(), min(_floor(allocation, u), u.scores.numel())
         require(floor <= counts[name] <= n, allocation, f"{at}: {name} keeps {counts[name]}, not in {floor}..{n}")
         require(torch.equal(u.scores, before[name]), allocation, f"{at}: changed the scores of {name}")
     spent = sum(_best_cost(u, counts[name]) for name, u in units.items())

@@ -12,14 +12,23 @@ The modules are called after the rooms that keep their contracts (``types/scores
 """
 
 from secateur.types.ablations import Ablation
-from secateur.types.allocate import Allocation, Budget, Units
+from secateur.types.allocate import Allocation, Budget, FlooredAllocation, Units
 from secateur.types.patterns import Pattern, UnitPattern
 from secateur.types.penalties import ActivityPenalty, CoupledGroup, CoupledSlices, LossPenalty, Penalty
 from secateur.types.reports import GroupReport, LayerReport, PruneReport
 from secateur.types.scores import GroupScore, GroupView, MemberView, OutputScore, Score
 from secateur.types.solvers import Solver
 from secateur.types.stats import Need, Source, Statistic, Stats
-from secateur.types.training import ActivationNoise, Connections, Dynamics, Moment, Move, Parametrisation, Turn
+from secateur.types.training import (
+    ActivationNoise,
+    Connections,
+    Dynamics,
+    Moment,
+    Move,
+    Parametrisation,
+    PatternedParametrisation,
+    Turn,
+)
 from secateur.types.values import Masks, Tensors, Update, Weight
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "CoupledGroup",
     "CoupledSlices",
     "Dynamics",
+    "FlooredAllocation",
     "GroupReport",
     "GroupScore",
     "GroupView",
@@ -45,6 +55,7 @@ __all__ = [
     "OutputScore",
     "Parametrisation",
     "Pattern",
+    "PatternedParametrisation",
     "Penalty",
     "PruneReport",
     "Score",

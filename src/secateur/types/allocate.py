@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class Units:
             that compare only like with like.
         shape: The weight's dimensions: outputs, inputs (of one group), kernel positions; empty for units of several
             tensors, which have none in common.
+        edge: ``"first"`` for the network's first convolution and ``"last"`` for its last layer, where that is known.
     """
 
     scores: Tensor
@@ -28,6 +29,7 @@ class Units:
     floor: int = 1
     kind: str = ""
     shape: tuple[int, ...] = ()
+    edge: Literal["", "first", "last"] = ""
 
 
 @dataclass(frozen=True)
@@ -53,4 +55,13 @@ class Allocation(Protocol):
 
     def __call__(self, units: Mapping[str, Units], kept: float) -> dict[str, int]:
         """Return the number of units that stay in each weight, at a total cost of at most ``kept``."""
+        ...
+
+
+@runtime_checkable
+class FlooredAllocation(Allocation, Protocol):
+    """An allocation that never takes all of some layers, so that targets out of its reach are refused early."""
+
+    def floor(self, units: int, edge: Literal["", "first", "last"]) -> int:
+        """Return the fewest of a layer's units that stay, by the layer's place in the network."""
         ...

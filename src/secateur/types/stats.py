@@ -24,7 +24,7 @@ class Source:
         parameters: The prunable parameters by name.
         loss_fn: ``loss_fn(model, batch)``, if there is one.
         batches: Returns the batches anew, if there are any.
-        example_inputs: What one forward pass takes, if it is known.
+        example_inputs: What one forward pass takes, if it is known: a tensor, a tuple, a dict, or ``(tuple, dict)``.
         masks: Masks so far; empty before the first update.
     """
 

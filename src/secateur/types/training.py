@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
+from secateur.types.patterns import Pattern
 from secateur.types.values import Masks, Tensors, Weight
 
 
@@ -71,6 +72,16 @@ class ActivationNoise(Parametrisation, Protocol):
 
     def variances(self, at: Moment) -> dict[str, Tensor]:
         """Return each weight's variance, of its shape; none where the noise is on the weights after all."""
+        ...
+
+
+@runtime_checkable
+class PatternedParametrisation(Parametrisation, Protocol):
+    """A parametrisation that closes more than single weights."""
+
+    @property
+    def pattern(self) -> Pattern:
+        """What it removes together; masks that it ends in are of this pattern."""
         ...
 
 

@@ -29,6 +29,7 @@ class Card:
         recipe: Lines of a recipe that use it.
         references: Its sources.
         cost: Time and memory beyond a forward pass of the network.
+        pitfalls: What it does not see, and where it goes wrong.
     """
 
     axis: str
@@ -41,6 +42,7 @@ class Card:
     recipe: str
     references: str
     cost: str
+    pitfalls: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; formulas stay LaTeX."""
@@ -104,6 +106,7 @@ def card(axis: Axis, name: str) -> Card:
         recipe_of(axis, name, options),
         "" if foreign else doc.references,
         "" if foreign else doc.cost,
+        "" if foreign else doc.pitfalls,
     )
 
 

@@ -35,10 +35,9 @@ def markdown(shown: Card) -> str:
     for title, lines in (("Needs", shown.needs), ("Refused", shown.refuses)):
         if lines:
             parts += [f"## {title}", "\n".join(f"- {paragraph(line)}" for line in lines)]
-    if shown.cost:
-        parts += ["## Cost", paragraph(shown.cost)]
-    if shown.references:
-        parts += ["## References", paragraph(shown.references)]
+    for title, text in (("Pitfalls", shown.pitfalls), ("Cost", shown.cost), ("References", shown.references)):
+        if text:
+            parts += [f"## {title}", paragraph(text)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,9 +92,7 @@ def plain(shown: Card) -> Iterator[tuple[str, str]]:
         if lines:
             yield "heading", title
             yield from (("text", to_text(line)) for line in lines)
-    if shown.cost:
-        yield "heading", "Cost"
-        yield "text", to_text(shown.cost)
-    if shown.references:
-        yield "heading", "References"
-        yield "text", to_text(shown.references)
+    for title, text in (("Pitfalls", shown.pitfalls), ("Cost", shown.cost), ("References", shown.references)):
+        if text:
+            yield "heading", title
+            yield "text", to_text(text)
