@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
-  bench-structural-speed bench-efficientnet bench-minilm bench-obs \
+  bench-structural-speed bench-efficientnet bench-minilm bench-obs bench-obs-damping \
   bench-founding bench-sparse
 
 demo: $(INSTALLED)
@@ -47,6 +47,9 @@ bench-fashion-mnist: $(INSTALLED)
 
 bench-obs: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/obs.py
+
+bench-obs-damping: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/obs_damping.py
 
 # Model zoos are of no use to the library itself, and are installed without what they depend on, in a place of their own.
 ZOO := .venv-zoo

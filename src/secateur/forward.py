@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,19 @@ def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
         for module, training in flags.items():
             if module.training is not training:
                 module.training = training
+
+
+@contextmanager
+def requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let frozen parameters have gradients too, and freeze them again on exit."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class WeightMasking:
         *,
         loss_fn: LossFn | None,
         batches: Batches | None,
-        example_inputs: tuple[Any, ...] | None,
+        example_inputs: Any,
     ) -> None:
         self._model, self._method = model, method
         self._loss_fn, self._batches, self._inputs = loss_fn, batches, example_inputs

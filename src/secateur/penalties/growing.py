@@ -23,13 +23,16 @@ class Growing:
         \lambda_n = \min(\lambda_\infty, \lambda_0 + \delta \lfloor n / K \rfloor)
 
     in step :math:`n`, with :math:`\lambda_0` = ``strength``, :math:`\delta` = ``step``, :math:`K` = ``every`` and
-    :math:`\lambda_\infty` = ``ceiling``. :math:`P` is chosen once, at the start: in every weight (or coupled group)
-    the ``share`` of units with the smallest :math:`\|w_k\|_1`, rounded down, exactly. So start from a trained network,
-    and prune the same share afterwards. What a unit is, ``by`` says, as in
+    :math:`\lambda_\infty` = ``ceiling``. :math:`P` is chosen once, at the start: in every weight (or coupled group) the
+    ``share`` of units with the smallest :math:`\|w_k\|_1`, rounded down, exactly. What a unit is, ``by`` says, as in
     :class:`~secateur.penalties.GroupLasso`.
 
     The gradient :math:`\lambda_n w` is added before each step. Weights shrink with :math:`\eta \lambda_n`, so a
     ceiling near one over the learning rate is the most that makes sense; the paper grows from 1e-4 to 1.
+
+    Pitfalls:
+        The units are chosen once, at the start: begin with a trained network, and prune the same share afterwards. With
+        plain SGD a ceiling above two over the learning rate diverges.
 
     Args:
         share: Fraction of the units that is pressed on.

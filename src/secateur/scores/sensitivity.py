@@ -36,7 +36,11 @@ class Sensitivity:
 
     Several passes over the same batches draw new directions: give ``batches * 4`` for a quarter of the variance.
     Batches must be what the model is called with, or ``loss_fn(model, batch)`` must return the outputs that matter.
-    Groups that something else than a layer reads are left whole, and reported.
+
+    Pitfalls:
+        Directions are random: with few samples neighbouring units change places from seed to seed. Outputs that are no
+        logits need ``outputs="values"``, or the softmax weighs them by chance. Groups that something else than a layer
+        reads are left whole, and reported.
 
     Cost:
         One forward and backward pass per batch, a further forward pass where ``centred``, and the activations that the

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError, TargetError
-from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.forward import attention_fast_path, evaluation_mode_of, requiring_gradients
 from secateur.types import Source
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -131,15 +131,9 @@ def differentiable(who: object, model: nn.Module, parameters: Mapping[str, nn.Pa
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise MissingStatsError(f"{who}: {name} has dtype {parameter.dtype}, which has no gradient; exclude it")
-    frozen = [p for p in parameters.values() if not p.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    gradients = requiring_gradients(parameters.values())
+    with gradients, evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
+        yield
 
 
 def zeros_like(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,8 +159,23 @@ def refuse_nothing(who: object, values: Mapping[str, Tensor], why: str) -> None:
     """
     for name, value in values.items():
         refuse_infinite(f"{who} of {name}", value)
-    if not any(bool(value.any()) for value in values.values()):
-        raise MissingStatsError(f"{who} is zero for every weight, which ranks nothing: {why}")
+    refuse_zeros(who, values.values(), why)
+
+
+def refuse_zeros(who: object, values: Iterable[Tensor], why: str, *, each: str = "weight") -> None:
+    """Refuse what is zero everywhere: it would be ranked by the order of its indices.
+
+    Args:
+        who: What it was collected for, for the message.
+        values: What was collected.
+        why: What makes it zero, and what to do.
+        each: What has one value.
+
+    Raises:
+        MissingStatsError: When all values are zero.
+    """
+    if not any(bool(value.any()) for value in values):
+        raise MissingStatsError(f"{who} is zero for every {each}, which ranks nothing: {why}")
 
 
 def refuse_infinite(what: str, value: Tensor) -> None:

@@ -23,7 +23,7 @@ Negatives = Literal["clamp", "keep"]
 
 @contextmanager
 def _output_through(
-    who: object, model: nn.Module, act: Callable[[Tensor], Tensor], calls: list[Tensor] | None = None
+    who: object, model: nn.Module, act: Callable[[Tensor], Tensor], calls: list[Tensor] | None = None, hint: str = ""
 ) -> Iterator[None]:
     """Change what the model returns, on its way into the loss."""
 
@@ -31,7 +31,7 @@ def _output_through(
         if not isinstance(out, Tensor):
             raise MissingStatsError(
                 f"{who} looks at what the model returns, which must be one tensor, and is a {type(out).__name__}; wrap "
-                "the model in a module that returns its logits"
+                f"the model in a module that returns its logits{hint}"
             )
         if calls is not None:
             calls.append(out)
@@ -268,12 +268,12 @@ class HessianGradient(OfWeights):
             runs += 1
             return z / self.temperature
 
-        with _output_through(self, model, cool):
+        with _output_through(self, model, cool, hint=", or set the temperature to 1"):
             yield
         if not runs:
             raise MissingStatsError(
                 f"{self} divides what the model returns, and the loss never ran the model itself (it ran parts of it): "
-                "call model(...) in loss_fn, or leave the temperature at 1"
+                "call model(...) in loss_fn, or set the temperature to 1"
             )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from secateur.errors import PatternError, check_choice, check_number
-from secateur.patterns import Channel
+from secateur.patterns import Channel, Unstructured
 from secateur.patterns._layout import from_oki, oki_shape
 from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
@@ -71,8 +71,10 @@ class L0:
     noise. Without, and where the outputs of several layers are added up, gates that are closed for good still cut out,
     and the constant is what :func:`~secateur.structure.fold_constants_` is for.
 
-    Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow, and
-    the training longer than usual.
+    Pitfalls:
+        Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow,
+        and the training longer than usual. How much goes is found and not set. On large tasks results were inconsistent
+        (Gale, Elsen, Hooker, The State of Sparsity in Deep Neural Networks, 2019).
 
     Args:
         strength: :math:`\lambda`, of one weight.
@@ -104,6 +106,11 @@ class L0:
         check_number("l0: l2", self.l2)
         check_choice("l0: group", self.group, get_args(Group))
         check_number("l0: dropped", self.dropped, above=True, most=1.0, below=True)
+
+    @property
+    def pattern(self) -> Channel | Unstructured:
+        """Whole units, unless each weight has its gate."""
+        return Unstructured() if self.group == "weight" else Channel()
 
     def _side(self, weight: Weight) -> Group:
         if self.group != "unit":

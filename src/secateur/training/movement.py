@@ -37,6 +37,10 @@ class Movement:
     Scores start at zero. The authors give them a learning rate of their own, 0.01; give the optimizer
     ``wrapped.latents.parameters()`` as a group for that.
 
+    Pitfalls:
+        Until scores have seen gradients their ties are broken by index: let the schedule begin after a while, and end
+        well before the training does. Every layer loses the same share, needed or not.
+
     Args:
         sparsity: Share of every layer's weights that is gone in the end.
         schedule: When, and how fast, in optimizer steps. It should begin after the scores have seen some gradients and

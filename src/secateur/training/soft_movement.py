@@ -27,6 +27,11 @@ class SoftMovement:
     much as it needs; how much that is in total is found and not set. Scores start at zero, so the threshold lies below:
     the default is where :math:`\mathrm{sigmoid}(S) = 0.1`.
 
+    Pitfalls:
+        How much goes is found and not set: it follows from the strength, the learning rate of the scores and the length
+        of training. A strength that is too large closes whole layers, and what lies in front of a closed layer gets no
+        gradient.
+
     Args:
         strength: :math:`\lambda`, for each weight.
         threshold: :math:`\tau`.

@@ -42,8 +42,9 @@ class SrSte:
     for pruned weights too, and :math:`\lambda` = ``decay``: without it the mask keeps changing until the end. With 0 it
     is the plain straight-through estimator.
 
-    The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
-    gradients of several passes are added up, it is weaker or stronger accordingly.
+    Pitfalls:
+        The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
+        gradients of several passes are added up, it is weaker or stronger accordingly.
 
     Args:
         n: Weights kept of each group.
@@ -72,13 +73,18 @@ class SrSte:
         NM(self.n, self.m)
         check_number("sr_ste: decay", self.decay)
 
+    @property
+    def pattern(self) -> NM:
+        """N of every M."""
+        return NM(self.n, self.m)
+
     def check(self, weight: Weight) -> None:
         """Refuse an input dimension that M does not divide.
 
         Raises:
             PatternError: Names the weight and the ways out.
         """
-        NM(self.n, self.m).check(weight)
+        self.pattern.check(weight)
 
     def asked(self, step: int | None) -> float | None:
         """Return 1 - N/M, always."""
@@ -89,11 +95,11 @@ class SrSte:
         return {}
 
     def _masks(self, at: Moment) -> Masks:
-        pattern = NM(self.n, self.m)
         masks: Masks = {}
         for name, layout in at.layouts.items():
-            scores = pattern.reduce(layout, wide(at.weights[name].detach()).abs())
-            masks |= pattern.expand(layout, pattern.select(layout, scores, scores.numel() // self.m * self.n))
+            scores = self.pattern.reduce(layout, wide(at.weights[name].detach()).abs())
+            kept = self.pattern.select(layout, scores, scores.numel() // self.m * self.n)
+            masks |= self.pattern.expand(layout, kept)
         return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:

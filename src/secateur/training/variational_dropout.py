@@ -45,6 +45,11 @@ class VariationalDropout:
     The finished network has the weights :math:`\theta` with :math:`\log\alpha` up to ``threshold`` (3: dropout at a
     rate of 0.95), and zeros.
 
+    Pitfalls:
+        Without ``warm_up`` weights drown before they have learned anything. How much goes is found and not set. On
+        large tasks results were inconsistent (Gale, Elsen, Hooker, The State of Sparsity in Deep Neural Networks,
+        2019).
+
     Args:
         strength: Of the divergence.
         threshold: Largest :math:`\log\alpha` that stays.
