@@ -63,6 +63,7 @@ BETWEEN_PARTS = {
     # A compiled model is an end in itself: it is run on example inputs, and measured beside the dense one.
     ("sparse", "inputs"),
     ("sparse", "metrics"),
+    ("export", "sparse"),  # one of the formats
 }
 ROOT = {"__init__"}  # re-exports, lazily
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from secateur import Method, Target, prune_
 from secateur.allocate import Layerwise
 from secateur.errors import CheckpointError, SecateurWarning, SparseError
+from secateur.export import export_model
 from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
 from secateur.sparse import compiled as module
 from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
@@ -438,3 +439,14 @@ def test_convolution_in_either_layout(kernel: int, stride: int, into: bool, out:
         found = conv2d(Blocked.of(x) if into else x, Panelled.pack(weight), how, bias, added, "relu", blocked=out)
         got = found.images() if out else found
         torch.testing.assert_close(got, F.relu(expected + residual), rtol=1e-4, atol=1e-5)
+
+
+def test_export_writes_checks_and_says_what_came_out(tmp_path: Path) -> None:
+    model = pruned(Residual())
+    masks = {name: p != 0 for name, p in model.named_parameters() if p.dim() > 1}
+    (made,) = export_model(model, torch.randn(2, 3, 12, 12), out_dir=tmp_path, formats=["sparse"], masks=masks)
+    assert made.format == "sparse"
+    assert made.path.name == "model.sparse.safetensors"
+    assert made.path.exists()
+    assert made.max_difference < 1e-4
+    assert any("layers packed" in note for note in made.notes)

@@ -84,15 +84,21 @@ class CompileReport:
                 times = f"{layer.dense_ms:8.3f} {layer.sparse_ms:8.3f} {layer.dense_ms / layer.sparse_ms:5.2f}"
             lines.append(f"{name:<28} {layer.sparsity:5.0%} {times}  {layer.choice}")
         lines += [f"{name}: dense, {reason}" for name, reason in self.left.items()]
+        return "\n".join([*lines, *self.summary()])
+
+    def summary(self) -> list[str]:
+        """Return the whole model in one or two sentences."""
         dense, now = (sum(getattr(layer, what) for layer in self.layers) for what in ("dense_bytes", "bytes"))
-        lines.append(
-            f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}; {self.folded} batch norms folded; weights "
-            f"of these layers {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; answers differ by {self.difference:.0e}"
-        )
+        packed = sum(layer.choice != "dense" for layer in self.layers)
+        lines = [
+            f"{packed} of {len(self.layers)} layers packed, weights {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; "
+            f"{self.folded} batch norms folded; answers differ by {self.difference:.0e}; measured with "
+            f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}"
+        ]
         if self.speedup is not None:
             end = ": slower, so the dense model is returned" if self.gave_up else ""
             lines.append(f"whole model {self.dense_ms:.2f} -> {self.sparse_ms:.2f} ms, {self.speedup:.2f}x{end}")
-        return "\n".join(lines)
+        return lines
 
 
 def _plain(layer: dict[str, Any]) -> dict[str, Any]:
