@@ -39,6 +39,26 @@ def evaluation_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, and restore flags and buffers on exit: a forward may count its calls in one."""
+    held = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        with evaluation_mode_of(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in held:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
 def attention_fast_path(enabled: bool) -> Iterator[None]:
     """Allow or forbid PyTorch's fused attention in evaluation mode, and put the setting back.
 

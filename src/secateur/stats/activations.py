@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.forward import attention_fast_path, undisturbed
+from secateur.stats._common import refuse_inference
 
 # Shapes: N samples, C channels of a layer's input, * positions
 
@@ -67,7 +68,7 @@ def collect_inputs(
     def add(name: str, x: Tensor) -> None:
         moments[name].add(channels_first(model.get_submodule(name), x))
 
-    with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.no_grad(), watched(model, layers, add):
+    with undisturbed(model), attention_fast_path(enabled=False), torch.no_grad(), watched(model, layers, add):
         for batch in batches:
             run(model, batch, count)
             count += 1
@@ -168,7 +169,8 @@ def collect_products(
             has read it.
     """
     count = 0
-    with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
+    refuse_inference("the score")
+    with undisturbed(model), attention_fast_path(enabled=False), torch.enable_grad():
         for batch in batches:
             calls: list[tuple[str, Tensor, int]] = []
 

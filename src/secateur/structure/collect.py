@@ -12,9 +12,10 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError
-from secateur.forward import call_model, evaluation_mode_of
+from secateur.forward import call_model, undisturbed
 from secateur.graph.choose import Removed
 from secateur.graph.coupling import Coupling
+from secateur.stats._common import call_loss, check_data, refuse_inference
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect_products
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.stats.trajectory import HOW
@@ -154,18 +155,14 @@ def _needed(score: GroupScore, loss_fn: LossFn | None) -> LossFn:
 def _given(score: GroupScore, batches: Batches | None) -> Callable[[], Iterable[Any]]:
     if batches is None:
         raise MissingStatsError(f"{score} needs data: pass batches=[...]")
-    if isinstance(batches, Iterator):
-        raise MissingStatsError(
-            "batches is an iterator, which is empty after one pass, and a plan may take several; pass a list, a data "
-            "loader, or a function that returns a new iterator"
-        )
+    check_data(None, batches)
     return batches if callable(batches) else lambda: batches
 
 
 def _forward(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Any]:
     if loss_fn is None:
-        return lambda model, batch, _: call_model(model, batch)
-    return lambda model, batch, _: loss_fn(model, batch)
+        return lambda model, batch, number: call_loss(call_model, model, batch, number)
+    return lambda model, batch, number: call_loss(loss_fn, model, batch, number)
 
 
 # -- costs
@@ -307,7 +304,7 @@ def _outputs_of(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Tenso
     """Return a function that gives the one tensor of outputs that a score without labels protects."""
 
     def outputs(model: nn.Module, batch: Any, number: int) -> Tensor:
-        out: Any = call_model(model, batch) if loss_fn is None else loss_fn(model, batch)
+        out: Any = call_loss(loss_fn or call_model, model, batch, number)
         out = out["logits"] if isinstance(out, Mapping) and "logits" in out else out
         found = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
         if len(found) != 1 or not found[0].dim():
@@ -362,10 +359,11 @@ def _gradients(
     sums: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
     count = 0
     frozen = [p for p in parameters.values() if not p.requires_grad]
+    refuse_inference(score)
     try:
         for p in frozen:
             p.requires_grad_(True)
-        with evaluation_mode_of(model), torch.enable_grad():
+        with undisturbed(model), torch.enable_grad():
             for batch in batches():
                 loss = loss_of(loss_fn, model, batch, count)
                 gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

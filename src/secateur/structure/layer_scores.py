@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError, SelectionError
-from secateur.forward import call_model, evaluation_mode_of
+from secateur.forward import call_model, undisturbed
 from secateur.graph.blocks import Block
 from secateur.graph.valueless import all_have_values
 from secateur.method import Method, check_finite
 from secateur.select import check_scores
-from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats._common import LossFn, loss_of, refuse_inference
 from secateur.stats.streams import collect_turns
 from secateur.structure.collect import Batches
 from secateur.structure.scoring import as_group_score
@@ -121,10 +121,11 @@ def _products(model: nn.Module, sets: list[BlockSet], loss_fn: LossFn, batches: 
     flat = list({id(p): p for some in owned for p in some}.values())
     frozen = [p for p in flat if not p.requires_grad]
     found: list[Tensor] = []
+    refuse_inference("the score")
     try:
         for p in frozen:
             p.requires_grad_(True)
-        with evaluation_mode_of(model), torch.enable_grad():
+        with undisturbed(model), torch.enable_grad():
             for number, batch in enumerate(batches() if callable(batches) else batches):
                 loss = loss_of(loss_fn, model, batch, number)
                 gradients = torch.autograd.grad(loss, flat, allow_unused=True)

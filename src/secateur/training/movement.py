@@ -60,6 +60,8 @@ class Movement:
 
     def __post_init__(self) -> None:
         check_number("movement: sparsity", self.sparsity, most=1.0, below=True, error=TargetError)
+        if not isinstance(self.schedule, Schedule):
+            raise TargetError(f"movement: expected a schedule such as cubic(begin=0, end=1000), got {self.schedule!r}")
         if self.schedule.unit != "steps":
             raise TargetError(
                 f"movement: the schedule counts {self.schedule.unit}, and masks are made anew at optimizer steps; give "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -99,8 +99,6 @@ class SparseTraining:
             raise TargetError(
                 f"{dynamics} counts epochs: pass steps_per_epoch, or use unit='steps'; got {steps_per_epoch}"
             )
-        if isinstance(batches, Iterator):
-            raise MissingStatsError("batches is an iterator, which can be read once; pass a list or a function")
         self._steps_per_epoch = steps_per_epoch
         self._masking: Masking = open_masking(
             self.model, self.method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs
