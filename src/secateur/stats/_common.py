@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.errors import MissingStatsError, SecateurError, TargetError
-from secateur.forward import attention_fast_path, undisturbed
+from secateur.errors import MissingStatsError, TargetError
+from secateur.forward import attention_fast_path, check_batches, run_on, undisturbed
 from secateur.types import Source
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -72,25 +72,7 @@ def check_data(loss_fn: object, batches: object) -> None:
             "function that returns a new iterator"
         )
     if batches is not None and not callable(batches):
-        check_batches("batches", batches)
-
-
-def check_batches(what: str, batches: object) -> None:
-    """Refuse what cannot be gone through batch by batch.
-
-    Args:
-        what: What it is, for the message.
-        batches: The batches.
-
-    Raises:
-        MissingStatsError: Says what came.
-    """
-    # A tensor or a dict can be iterated over, by rows and by names: never by what was meant.
-    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
-        raise MissingStatsError(
-            f"{what} must be a list of batches, a data loader, or a function that returns one; got "
-            f"{type(batches).__name__}. For a single batch: batches=[batch]"
-        )
+        check_batches("batches", batches, error=MissingStatsError)
 
 
 def call_loss(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Any:
@@ -105,21 +87,7 @@ def call_loss(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Any:
     Raises:
         MissingStatsError: When it raises; says on what.
     """
-    try:
-        return loss_fn(model, batch)
-    except (SecateurError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise MissingStatsError(
-            f"loss_fn(model, batch) fails on batch {index} ({_described(batch)}): {type(error).__name__}: "
-            f"{str(error).strip()[:300]}. It is called with the model and one of the batches at a time"
-        ) from error
-
-
-def _described(batch: Any) -> str:
-    found = [t for t in tree_leaves(batch) if isinstance(t, Tensor)]
-    shapes = ", ".join(f"{tuple(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in found[:4])
-    return f"a {type(batch).__name__}: {shapes or 'no tensor'}{', ...' if len(found) > 4 else ''}"
+    return run_on(loss_fn, model, batch, index, what="loss_fn(model, batch)", error=MissingStatsError)
 
 
 def check_loss(loss: object, batch: Any, index: int) -> Tensor:
@@ -203,7 +171,7 @@ def counted(who: object, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     Raises:
         MissingStatsError: When there was none.
     """
-    check_batches("what batches() returns", batches)
+    check_batches("what batches() returns", batches, error=MissingStatsError)
     index = -1
     for index, batch in enumerate(batches):
         yield index, batch

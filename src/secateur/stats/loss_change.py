@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateur.errors import MissingStatsError, check_choice
-from secateur.forward import undisturbed
+from secateur.forward import check_batches, undisturbed
 from secateur.stats._common import (
     LOSS_AND_BATCHES,
     LossFn,
     call_loss,
-    check_batches,
     check_count,
     check_loss,
     counted,
@@ -87,7 +86,7 @@ class LossChange:
         out = {}
         with undisturbed(source.model):
             given = batches()
-            check_batches("what batches() returns", given)
+            check_batches("what batches() returns", given, error=MissingStatsError)
             data = list(given)
             base = _mean(self, loss_fn, source.model, data)
             for name, parameter in source.parameters.items():

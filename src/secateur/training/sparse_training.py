@@ -95,6 +95,8 @@ class SparseTraining:
         self.method, self.dynamics = as_method(method), dynamics
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
         check_pair(self.method, dynamics)
+        if steps_per_epoch is not None:
+            check_whole("steps_per_epoch", steps_per_epoch, least=0, error=TargetError)
         if dynamics.unit == "epochs" and (steps_per_epoch is None or steps_per_epoch < 1):
             raise TargetError(
                 f"{dynamics} counts epochs: pass steps_per_epoch, or use unit='steps'; got {steps_per_epoch}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import check_number
+from secateur.errors import SelectionError, check_number
 from secateur.patterns import NM
 from secateur.training._tensors import wide
 from secateur.types import Masks, Moment, Tensors, Weight
@@ -93,7 +93,11 @@ class SrSte:
         masks: Masks = {}
         for name, layout in at.layouts.items():
             scores = pattern.reduce(layout, wide(at.weights[name].detach()).abs())
-            masks |= pattern.expand(layout, pattern.select(layout, scores, scores.numel() // self.m * self.n))
+            try:
+                kept = pattern.select(layout, scores, scores.numel() // self.m * self.n)
+            except SelectionError as error:
+                raise SelectionError(f"{name}: {error}") from None
+            masks |= pattern.expand(layout, kept)
         return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
