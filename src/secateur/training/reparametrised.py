@@ -160,9 +160,11 @@ class Reparametrised(nn.Module):
         self._names = tuple(names)
         self.latents = nn.ParameterDict(self._start(seed))
         self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
+        # Asked once: a protocol is looked up by the names of all its members.
+        self._noise_on_outputs = parametrisation if isinstance(parametrisation, ActivationNoise) else None
         at = self._moment()
-        if isinstance(parametrisation, ActivationNoise):
-            for name in parametrisation.variances(at):
+        if self._noise_on_outputs is not None:
+            for name in self._noise_on_outputs.variances(at):
                 check_layer(model, name)
 
     def _start(self, seed: int) -> dict[str, nn.Parameter]:
@@ -221,7 +223,7 @@ class Reparametrised(nn.Module):
             return functional_call(self.model, self.parametrisation.final(at)[0], args, kwargs)
         noise = self._noise(next(iter(at.weights.values())).device)
         made = self.parametrisation.weights(at, noise)
-        variances = self.parametrisation.variances(at) if isinstance(self.parametrisation, ActivationNoise) else {}
+        variances = {} if self._noise_on_outputs is None else self._noise_on_outputs.variances(at)
         with noisy_outputs(self.model, variances, noise) if variances else nullcontext():
             return functional_call(self.model, made, args, kwargs)
 
