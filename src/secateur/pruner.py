@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError, check_number, check_whole
+from secateur.errors import CheckpointError, SecateurError, TargetError, check_number, check_whole
 from secateur.history import plain_history, read_history
 from secateur.masking import Masking, layer_rows, open_masking, sparsity_of
 from secateur.masks import MaskKeeper, check_masks, parameters_of
@@ -96,11 +96,6 @@ class Pruner:
         self.history: list[PruneReport] = []
         self._steps_per_epoch = steps_per_epoch
         self._steps, self._updates = 0, 0
-        if isinstance(batches, Iterator):
-            raise MissingStatsError(
-                "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
-                "function that returns a new iterator"
-            )
         if method.schedule.unit == "epochs":
             method.schedule.step(0, steps_per_epoch)
         self._masking: Masking = open_masking(

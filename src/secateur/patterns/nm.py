@@ -44,8 +44,9 @@ class NM:
     m: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= self.m:
-            raise PatternError(f"{self.n}:{self.m} is not a pattern: N (kept) must lie in 1..M")
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.n, self.m))
+        if not (whole and 1 <= self.n <= self.m):
+            raise PatternError(f"{self.n}:{self.m} is not a pattern: N (kept) must be a whole number in 1..M")
 
     @property
     def density(self) -> float | None:

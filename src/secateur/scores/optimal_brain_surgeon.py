@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.errors import PatternError, check_choice
+from secateur.errors import PatternError, check_choice, check_whole
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher, Piece
 from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import eliminate, group_losses
@@ -87,7 +87,9 @@ class OptimalBrainSurgeon:
 
     def __post_init__(self) -> None:
         check_choice("optimal_brain_surgeon: order", self.order, ("single", "greedy"))
+        check_whole("optimal_brain_surgeon: block", self.block, least=0)
         _ = self._statistic
+        check_whole("optimal_brain_surgeon: group", self.group, error=PatternError)
         if self.group < 1 or (self.block and self.block % self.group):
             raise PatternError(
                 f"optimal_brain_surgeon: group={self.group} must divide block={self.block}, so that no group is cut"

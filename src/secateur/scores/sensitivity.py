@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import MissingStatsError, TargetError, check_choice
+from secateur.errors import MissingStatsError, TargetError, check_choice, check_number, check_whole
 from secateur.types import GroupView, Stats
 
 Outputs = Literal["logits", "values"]
@@ -80,8 +80,8 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         check_choice("sensitivity: outputs", self.outputs, get_args(Outputs))
-        if not self.temperature > 0:
-            raise TargetError(f"sensitivity: temperature must be above 0, got {self.temperature!r}")
+        check_number("sensitivity: temperature", self.temperature, above=True, error=TargetError)
+        check_whole("sensitivity: seed", self.seed, least=0, error=TargetError)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur.errors import check_whole
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher
 from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import remove
@@ -70,6 +71,7 @@ class OptimalBrainSurgeon:
     per_sample: Way = "vmap"
 
     def __post_init__(self) -> None:
+        check_whole("optimal_brain_surgeon: block", self.block, least=0)
         _ = self._statistic
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from secateur.errors import MissingStatsError
+from secateur.stats._common import check_data
 from secateur.stats.gradients import LossFn
 from secateur.types import GroupScore, Need
 
@@ -47,9 +48,5 @@ def given(score: GroupScore, batches: Batches | None) -> Callable[[], Iterable[A
     """
     if batches is None:
         raise MissingStatsError(f"{score} needs data: pass batches=[...]")
-    if isinstance(batches, Iterator):
-        raise MissingStatsError(
-            "batches is an iterator, which is empty after one pass, and a plan may take several; pass a list, a data "
-            "loader, or a function that returns a new iterator"
-        )
+    check_data(None, batches)
     return batches if callable(batches) else lambda: batches

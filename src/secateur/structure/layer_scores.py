@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError, SelectionError
-from secateur.forward import call_model, evaluation_mode_of, requiring_gradients
+from secateur.forward import call_model, requiring_gradients, undisturbed
 from secateur.graph.blocks import Block
 from secateur.graph.valueless import all_have_values
 from secateur.method import Method, check_finite
 from secateur.select import check_scores
-from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats._common import LossFn, loss_of, refuse_inference
 from secateur.stats.streams import collect_turns
 from secateur.structure.collect import Batches
 from secateur.structure.parameter_stats import UNIT_STATISTICS
@@ -119,7 +119,8 @@ def _products(model: nn.Module, sets: list[BlockSet], loss_fn: LossFn, batches: 
     owned = [list(model.get_submodule(b.name).parameters()) for s in sets for b in s.blocks]
     flat = list({id(p): p for some in owned for p in some}.values())
     found: list[Tensor] = []
-    with requiring_gradients(flat), evaluation_mode_of(model), torch.enable_grad():
+    refuse_inference("the score")
+    with requiring_gradients(flat), undisturbed(model), torch.enable_grad():
         for number, batch in enumerate(batches() if callable(batches) else batches):
             loss = loss_of(loss_fn, model, batch, number)
             gradients = torch.autograd.grad(loss, flat, allow_unused=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError
-from secateur.forward import evaluation_mode_of, requiring_gradients
+from secateur.forward import requiring_gradients, undisturbed
 from secateur.graph.coupling import Coupling
+from secateur.stats._common import refuse_inference
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.structure.collected import Batches
 from secateur.structure.views import names_reached, owned_by, role_of, rows_of
@@ -77,7 +78,8 @@ def collect_unit_gradients(
     parameters = _reached(model, coupling)
     sums: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
     count = 0
-    with requiring_gradients(parameters.values()), evaluation_mode_of(model), torch.enable_grad():
+    refuse_inference(score)
+    with requiring_gradients(parameters.values()), undisturbed(model), torch.enable_grad():
         for batch in batches():
             loss = loss_of(loss_fn, model, batch, count)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

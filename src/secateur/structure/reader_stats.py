@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import MissingStatsError
 from secateur.forward import call_model
 from secateur.graph.coupling import Coupling
+from secateur.stats._common import call_loss
 from secateur.stats.activations import INPUT_STATISTICS, collect_inputs, collect_products
 from secateur.stats.gradients import LossFn, loss_of
 from secateur.structure.collected import Collected, needed
@@ -185,7 +186,7 @@ def _outputs_of(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Tenso
     """Return a function that gives the one tensor of outputs that a score without labels protects."""
 
     def outputs(model: nn.Module, batch: Any, number: int) -> Tensor:
-        out: Any = call_model(model, batch) if loss_fn is None else loss_fn(model, batch)
+        out: Any = call_loss(loss_fn or call_model, model, batch, number)
         out = out["logits"] if isinstance(out, Mapping) and "logits" in out else out
         found = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
         if len(found) != 1 or not found[0].dim():
@@ -201,5 +202,5 @@ def _outputs_of(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Tenso
 
 def _forward(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Any]:
     if loss_fn is None:
-        return lambda model, batch, _: call_model(model, batch)
-    return lambda model, batch, _: loss_fn(model, batch)
+        return lambda model, batch, number: call_loss(call_model, model, batch, number)
+    return lambda model, batch, number: call_loss(loss_fn, model, batch, number)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from secateur.errors import TargetError, check_number
 from secateur.schedules import Schedule, cubic
-from secateur.select import keep_top_k
+from secateur.select import keep_global
 from secateur.training._tensors import wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
@@ -64,6 +64,8 @@ class Movement:
 
     def __post_init__(self) -> None:
         check_number("movement: sparsity", self.sparsity, most=1.0, below=True, error=TargetError)
+        if not isinstance(self.schedule, Schedule):
+            raise TargetError(f"movement: expected a schedule such as cubic(begin=0, end=1000), got {self.schedule!r}")
         if self.schedule.unit != "steps":
             raise TargetError(
                 f"movement: the schedule counts {self.schedule.unit}, and masks are made anew at optimizer steps; give "
@@ -98,7 +100,10 @@ class Movement:
 
     def _masks(self, at: Moment) -> Masks:
         gone = self.asked(at.step) or 0.0
-        return {n: keep_top_k(at.latents[n].detach(), w.numel - round(gone * w.numel)) for n, w in at.layouts.items()}
+        masks: Masks = {}
+        for name, weight in at.layouts.items():
+            masks |= keep_global({name: at.latents[name].detach()}, weight.numel - round(gone * weight.numel))
+        return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
         """Return the masked weights."""

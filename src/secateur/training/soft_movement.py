@@ -68,7 +68,8 @@ class SoftMovement:
         return {n: torch.zeros_like(wide(weights[n])) for n in layouts}
 
     def _masks(self, at: Moment) -> Masks:
-        return {n: at.latents[n].detach() > self.threshold for n in at.layouts}
+        # What is not a number is not below the threshold: a training that has diverged must not pass for a sparse one.
+        return {n: ~(at.latents[n].detach() <= self.threshold) for n in at.layouts}
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
         """Return the masked weights."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import check_number
+from secateur.errors import SelectionError, check_number
 from secateur.patterns import NM
-from secateur.training._tensors import wide
+from secateur.training._tensors import wide, zeroed
 from secateur.types import Masks, Moment, Tensors, Weight
 
 
@@ -23,13 +23,13 @@ class _Refined(torch.autograd.Function):
         """Return the masked weight."""
         ctx.save_for_backward(weight, mask)
         ctx.decay = decay
-        return torch.where(mask, weight, 0.0)
+        return zeroed(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return g + decay * (1 - mask) * w."""
         weight, mask = ctx.saved_tensors
-        return grads[0] + ctx.decay * torch.where(mask, 0.0, weight), None, None
+        return grads[0] + ctx.decay * zeroed(weight, ~mask), None, None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class SrSte:
         masks: Masks = {}
         for name, layout in at.layouts.items():
             scores = self.pattern.reduce(layout, wide(at.weights[name].detach()).abs())
-            kept = self.pattern.select(layout, scores, scores.numel() // self.m * self.n)
+            try:
+                kept = self.pattern.select(layout, scores, scores.numel() // self.m * self.n)
+            except SelectionError as error:
+                raise SelectionError(f"{name}: {error}") from None
             masks |= self.pattern.expand(layout, kept)
         return masks
 

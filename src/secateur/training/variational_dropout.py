@@ -125,7 +125,8 @@ class VariationalDropout:
 
     def final(self, at: Moment) -> tuple[dict[str, Tensor], Masks]:
         """Return the weights that do not drown."""
-        masks = {n: a <= self.threshold for n, a in self.log_alpha(at).items()}
+        # What is not a number is not above the threshold: a training that has diverged must not pass for a sparse one.
+        masks = {n: ~(a > self.threshold) for n, a in self.log_alpha(at).items()}
         return {n: torch.where(m, at.weights[n], 0.0) for n, m in masks.items()}, masks
 
     def penalty(self, at: Moment) -> Tensor:
