@@ -104,8 +104,8 @@ def test_engines_are_compared_with_dense_pytorch() -> None:
     rows = engine_rows(run)
     assert [(row.engine, row.change) for row in rows] == [
         ("PyTorch", ""),
-        ("secateur", "4 times as fast"),
-        ("ONNX Runtime", "0.5 times as fast"),
+        ("secateur", "4.00 times as fast"),
+        ("ONNX Runtime", "0.500 times as fast"),
     ]
     page = render_report([run])
     assert "sparse kernels" in page
