@@ -9,50 +9,50 @@ namespace {
 // A padded image, split by stride into phases: plane (a, b) of a channel has the pixels whose padded row is a and whose
 // padded column is b, modulo the strides. All taps of one output row are then contiguous in some plane, `period` floats
 // per row, and an output position is a shift. Columns of the output from its width to the period are computed and
-// thrown away. Where rows are not subsampled, the padding right of a row is that left of the next one.
+// thrown away. Where rows are not subsampled, the padding right of a row is that left of the next one. Phases that no
+// tap of the kernel meets are left out: a kernel of one tap with a stride of two needs a quarter of the image.
 struct Planes {
   explicit Planes(const secateur_convolution& s)
       : shape(s),
-        reach_height((s.kernel_height - 1) * s.dilation_height),
-        reach_width((s.kernel_width - 1) * s.dilation_width),
+        reach_height(int64_t{s.kernel_height - 1} * s.dilation_height),
+        reach_width(int64_t{s.kernel_width - 1} * s.dilation_width),
         height((s.height + s.pad_top + s.pad_bottom - reach_height - 1) / s.stride_height + 1),
         width((s.width + s.pad_left + s.pad_right - reach_width - 1) / s.stride_width + 1) {
     const int64_t share = s.stride_width == 1 ? least(least(s.pad_left, s.pad_right), reach_width) : 0;
     period = width + reach_width / s.stride_width - share;
     rows = height + reach_height / s.stride_height;
-    plane = rows * period + share + kSlack;
-    phases = int64_t{s.stride_height} * s.stride_width;
+    slack = kWidestTile + reach_width / s.stride_width;
+    plane = rows * period + share + slack;
+    phase_columns = least(s.stride_width, reach_width + 1);
+    phases = least(s.stride_height, reach_height + 1) * phase_columns;
   }
 
-  bool empty() const {
-    return shape.height + shape.pad_top + shape.pad_bottom <= reach_height ||
-           shape.width + shape.pad_left + shape.pad_right <= reach_width;
-  }
   int64_t positions() const { return height * period; }
-  int64_t size() const { return shape.channels * phases * plane + kSlack; }
+  int64_t size() const { return shape.channels * phases * plane + slack; }
 
   // Where a tap of the kernel begins, from the first plane of its channel.
   int64_t shift(int64_t tap) const {
     const int64_t dy = tap / shape.kernel_width * shape.dilation_height;
     const int64_t dx = tap % shape.kernel_width * shape.dilation_width;
-    const int64_t phase = dy % shape.stride_height * shape.stride_width + dx % shape.stride_width;
+    const int64_t phase = dy % shape.stride_height * phase_columns + dx % shape.stride_width;
     return phase * plane + dy / shape.stride_height * period + dx / shape.stride_width;
   }
 
   void lay_out(const float* channel, float* planes) const {
     const secateur_convolution& s = shape;
     for (int64_t i = 0; i < phases * plane; ++i) planes[i] = 0.0f;
+    if (s.width == 0) return;
     for (int64_t y = 0; y < s.height; ++y) {
-      const int64_t padded = y + s.pad_top;
+      const int64_t padded = y + s.pad_top, phase_row = padded % s.stride_height;
       if (padded / s.stride_height >= rows) break;
-      float* row = planes + padded % s.stride_height * s.stride_width * plane + padded / s.stride_height * period;
+      if (phase_row > reach_height) continue;
+      float* row = planes + phase_row * phase_columns * plane + padded / s.stride_height * period;
       const float* from = channel + y * s.width;
       if (s.stride_width == 1) {
-        const int64_t count = least(s.width, plane - (row - planes) - s.pad_left);
-        std::memcpy(row + s.pad_left, from, static_cast<size_t>(count) * 4);
+        std::memcpy(row + s.pad_left, from, static_cast<size_t>(s.width) * 4);
         continue;
       }
-      for (int64_t phase = 0; phase < s.stride_width; ++phase) {
+      for (int64_t phase = 0; phase < phase_columns; ++phase) {
         // Columns x with (x + pad_left) % stride == phase.
         int64_t x = (phase - s.pad_left) % s.stride_width;
         if (x < 0) x += s.stride_width;
@@ -63,11 +63,12 @@ struct Planes {
     }
   }
 
-  static constexpr int64_t kSlack = 256;  // a last tile reads beyond the last row
   secateur_convolution shape;
   int64_t reach_height, reach_width;
   int64_t height, width;  // of the output
-  int64_t period, rows, plane, phases;
+  int64_t period, rows;
+  int64_t slack;  // the last tile of a far tap reads beyond the last row
+  int64_t plane, phase_columns, phases;
 };
 
 class Taps final : public Source {
@@ -112,6 +113,7 @@ class ImageOut final : public Sink {
       for (int64_t y = position / planes_.period; y * planes_.period < end; ++y) {
         const int64_t begin = most(position, y * planes_.period);
         const int64_t count = least(end, y * planes_.period + planes_.width) - begin;
+        if (count <= 0) continue;
         const float* from = sums + r * tile + (begin - position);
         const int64_t at = (row + r) * image + y * planes_.width + (begin - y * planes_.period);
         put_row(from, count, at, y_, after_);
@@ -155,7 +157,7 @@ inline int32_t convolve(const secateur_panelled& w, const Planes& planes, const 
   parallel_for(s.channels, threads, [&](int64_t c) {
     planes.lay_out(x + c * s.height * s.width, data + c * planes.phases * planes.plane);
   });
-  for (int64_t i = planes.size() - Planes::kSlack; i < planes.size(); ++i) data[i] = 0.0f;
+  for (int64_t i = planes.size() - planes.slack; i < planes.size(); ++i) data[i] = 0.0f;
   const Taps source(planes, data);
   const ImageOut sink(planes, y, after);
   return run_product({w, source, sink, planes.positions(), after, tile, cell_for(w, tile)}, threads);
@@ -164,7 +166,6 @@ inline int32_t convolve(const secateur_panelled& w, const Planes& planes, const 
 inline int32_t conv2d(const secateur_panelled& w, const secateur_convolution& s, const float* x, float* y,
                       const secateur_epilogue& after, const secateur_plan& plan) {
   const Planes planes(s);
-  if (planes.empty()) return SECATEUR_BAD_ARGUMENT;
   const int64_t positions = pointwise(s) ? s.height * s.width : planes.positions();
   const int32_t tile = tile_for(w, positions, plan.tile);
   const int64_t in = s.channels * s.height * s.width, out = w.rows * planes.height * planes.width;
