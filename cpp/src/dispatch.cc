@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "layout.h"
 #include "pack.h"
+#include "pool.h"
 
 namespace secateur {
 namespace {
@@ -44,15 +45,32 @@ std::atomic<const Kernels*>& current() {
   return kernels;
 }
 
-bool sound(const secateur_bitmask* w) {
-  constexpr int64_t limit = int64_t{1} << 40;
-  return w != nullptr && w->rows >= 0 && w->columns >= 0 && w->rows <= limit && w->columns <= limit;
-}
+bool sound(const secateur_bitmask* w) { return w != nullptr && countable(w->rows, w->columns); }
 
 bool sound(const secateur_epilogue& e) { return e.activation >= SECATEUR_NONE && e.activation <= SECATEUR_SILU; }
 
 bool sound(const secateur_plan& p) {
   return p.threads >= 0 && p.tile >= 0 && p.tile <= 256 && (p.tile & (p.tile - 1)) == 0;
+}
+
+// Whether the kernel fits in the image, and no size of it goes beyond 64 bits.
+bool sound(const secateur_convolution& s, const secateur_panelled& w) {
+  if (s.batch < 0 || s.channels < 0 || s.height < 0 || s.width < 0) return false;
+  if (s.batch > kMost || s.channels > kMost || s.height > kMost || s.width > kMost) return false;
+  for (int32_t n :
+       {s.kernel_height, s.kernel_width, s.stride_height, s.stride_width, s.dilation_height, s.dilation_width})
+    if (n < 1) return false;
+  for (int32_t n : {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right})
+    if (n < 0) return false;
+  if ((s.x_block != 0 && s.x_block != kImageBlock) || (s.y_block != 0 && s.y_block != kImageBlock)) return false;
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
+  if (w.columns % taps != 0 || w.columns / taps != s.channels) return false;
+  const int64_t height = s.height + s.pad_top + s.pad_bottom, width = s.width + s.pad_left + s.pad_right;
+  if (height <= int64_t{s.kernel_height - 1} * s.dilation_height) return false;
+  if (width <= int64_t{s.kernel_width - 1} * s.dilation_width) return false;
+  const double image = static_cast<double>(height) * static_cast<double>(width) * static_cast<double>(s.batch + 1);
+  const double deepest = static_cast<double>((s.channels > w.rows ? s.channels : w.rows) + 1);
+  return image * deepest <= static_cast<double>(kMost);
 }
 
 constexpr secateur_epilogue kNothing = {nullptr, nullptr, SECATEUR_NONE};
@@ -67,6 +85,7 @@ int32_t guarded(const secateur_epilogue* epilogue, const secateur_plan* plan, Ru
   secateur_plan how = plan != nullptr ? *plan : kDefault;
   if (!sound(after) || !sound(how)) return SECATEUR_BAD_ARGUMENT;
   if (how.threads == 0) how.threads = 1;
+  if (how.threads > kMostThreads) how.threads = kMostThreads;
   try {
     return run(*kernels, after, how);
   } catch (const std::bad_alloc&) {
@@ -171,7 +190,7 @@ int32_t secateur_panelled_unpack(const secateur_panelled* packed, float* weights
 }
 
 int32_t secateur_bitmask_count(const float* weights, int64_t rows, int64_t columns, int64_t* count) {
-  if (rows < 0 || columns < 0 || count == nullptr) return SECATEUR_BAD_ARGUMENT;
+  if (!countable(rows, columns) || count == nullptr) return SECATEUR_BAD_ARGUMENT;
   return bitmask_count(weights, rows, columns, count);
 }
 
@@ -194,7 +213,7 @@ int32_t secateur_bitmask_unpack(const secateur_bitmask* packed, float* weights) 
 int32_t secateur_spmm(const secateur_panelled* weight, const float* x, int64_t x_step, int64_t x_stride, float* y,
                       int64_t y_step, int64_t y_stride, int64_t count, const secateur_epilogue* epilogue,
                       const secateur_plan* plan) {
-  if (!sound(weight) || count < 0) return SECATEUR_BAD_ARGUMENT;
+  if (!sound(weight) || count < 0 || count > kMost) return SECATEUR_BAD_ARGUMENT;
   // One of a pair is 1; vectors and features of the output must not lie on top of each other.
   if ((x_step != 1 && x_stride != 1) || (y_step != 1 && y_stride != 1)) return SECATEUR_BAD_ARGUMENT;
   if (y_stride == 1 ? y_step < weight->rows && count > 1 : y_stride < count && weight->rows > 1)
@@ -222,16 +241,9 @@ int32_t secateur_gemv_bitmask(const secateur_bitmask* weight, const float* x, fl
 
 int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolution* shape, const float* x, float* y,
                         const secateur_epilogue* epilogue, const secateur_plan* plan) {
-  if (!sound(weight) || shape == nullptr) return SECATEUR_BAD_ARGUMENT;
-  const secateur_convolution& s = *shape;
-  const bool positive = s.batch >= 0 && s.channels >= 0 && s.height >= 0 && s.width >= 0 && s.kernel_height > 0 &&
-                        s.kernel_width > 0 && s.stride_height > 0 && s.stride_width > 0 && s.pad_top >= 0 &&
-                        s.pad_left >= 0 && s.pad_bottom >= 0 && s.pad_right >= 0 && s.dilation_height > 0 &&
-                        s.dilation_width > 0 && (s.x_block == 0 || s.x_block == kImageBlock) &&
-                        (s.y_block == 0 || s.y_block == kImageBlock);
-  if (!positive || weight->columns != s.channels * s.kernel_height * s.kernel_width) return SECATEUR_BAD_ARGUMENT;
+  if (!sound(weight) || shape == nullptr || !sound(*shape, *weight)) return SECATEUR_BAD_ARGUMENT;
   return guarded(epilogue, plan, [&](const Kernels& k, const secateur_epilogue& after, const secateur_plan& how) {
-    return k.conv2d(*weight, s, x, y, after, how);
+    return k.conv2d(*weight, *shape, x, y, after, how);
   });
 }
 

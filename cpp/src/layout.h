@@ -9,6 +9,15 @@ namespace secateur {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of rows, columns, weights and blocks: far beyond any memory, and sums and products of a few of them stay in 64 bits.
+constexpr int64_t kMost = int64_t{1} << 40;
+
+// Whether a matrix can be computed with at all.
+inline bool countable(int64_t rows, int64_t columns) {
+  if (rows < 0 || columns < 0 || rows > kMost || columns > kMost) return false;
+  return columns == 0 || rows <= kMost / columns;
+}
+
 constexpr int32_t kImageBlock = 64;  // a multiple of every tile
 
 struct Layout {
@@ -37,12 +46,13 @@ inline int32_t index_bytes_of(int64_t block_panel) { return block_panel <= 256 ?
 
 // Whether the header can be computed with at all; contents are checked elsewhere.
 inline bool sound(const secateur_panelled* w) {
-  constexpr int64_t limit = int64_t{1} << 40;
-  if (w == nullptr || w->rows < 0 || w->columns < 0 || w->rows > limit || w->columns > limit) return false;
+  if (w == nullptr || !countable(w->rows, w->columns)) return false;
   const bool block = (w->block_rows == 1 && w->block_columns == 1) || (w->block_rows == 4 && w->block_columns == 1) ||
                      (w->block_rows == 1 && w->block_columns == 4);
   if (!block || w->panel < w->block_columns || w->panel % w->block_columns != 0 || w->parts < 1) return false;
   if (w->panel / w->block_columns > 65536 || w->parts > 65536) return false;
+  // Rows of a part are counted in 32 bits.
+  if (divide_up(divide_up(w->rows, w->block_rows), w->parts) * w->block_rows > INT32_MAX) return false;
   return w->index_bytes == index_bytes_of(w->panel / w->block_columns);
 }
 

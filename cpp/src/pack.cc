@@ -71,6 +71,16 @@ void for_cells(const float* weights, const secateur_panelled& w, Visit visit) {
       visit(blocks, layout, part, panel, cell_of(blocks, layout, w, part, panel));
 }
 
+// Whether what a block has outside of the matrix is zero: kernels multiply it all the same.
+bool clean_outside(const secateur_panelled& w, int64_t block, int64_t row, int64_t column) {
+  if (row + w.block_rows <= w.rows && column + w.block_columns <= w.columns) return true;
+  const float* value = w.values + block * w.block_rows * w.block_columns;
+  for (int64_t r = row; r < row + w.block_rows; ++r)
+    for (int64_t c = column; c < column + w.block_columns; ++c, ++value)
+      if ((r >= w.rows || c >= w.columns) && *value != 0.0f) return false;
+  return true;
+}
+
 int64_t index_at(const secateur_panelled& w, int64_t i) {
   return w.index_bytes == 1 ? static_cast<const uint8_t*>(w.indices)[i] : static_cast<const uint16_t*>(w.indices)[i];
 }
@@ -130,8 +140,7 @@ int32_t panelled_pack(const float* weights, const secateur_panelled& w, float* v
 int32_t panelled_check(const secateur_panelled& w, int64_t values, int64_t indices, int64_t order, int64_t runs,
                        int64_t starts) {
   const Layout layout(w);
-  constexpr int64_t limit = int64_t{1} << 40;
-  if (w.blocks < 0 || w.run_count < 0 || w.blocks > limit || w.run_count > limit) return SECATEUR_CORRUPT;
+  if (w.blocks < 0 || w.run_count < 0 || w.blocks > kMost || w.run_count > kMost) return SECATEUR_CORRUPT;
   if (values != w.blocks * w.block_rows * w.block_columns || indices != w.blocks + SECATEUR_SLACK ||
       order != layout.groups * layout.panels || runs != 2 * w.run_count || starts != 3 * (layout.cells() + 1))
     return SECATEUR_CORRUPT;
@@ -158,8 +167,10 @@ int32_t panelled_check(const secateur_panelled& w, int64_t values, int64_t indic
           if (count > w.blocks - block) return SECATEUR_CORRUPT;
           int64_t last = -1;
           for (int64_t e = 0; e < count; ++e) {
-            const int64_t c = index_at(w, block++);
+            const int64_t c = index_at(w, block);
             if (c <= last || c >= columns) return SECATEUR_CORRUPT;
+            const int64_t row = (layout.part_begin(part) + g) * w.block_rows;
+            if (!clean_outside(w, block++, row, panel * w.panel + c * w.block_columns)) return SECATEUR_CORRUPT;
             last = c;
           }
         }
@@ -221,9 +232,7 @@ int32_t bitmask_pack(const float* weights, const secateur_bitmask& w, float* val
 
 int32_t bitmask_check(const secateur_bitmask& w, int64_t values, int64_t bits, int64_t offsets) {
   const int64_t words = divide_up(w.columns, 64);
-  constexpr int64_t limit = int64_t{1} << 40;
-  if (w.rows < 0 || w.columns < 0 || w.rows > limit || w.columns > limit || w.count < 0) return SECATEUR_CORRUPT;
-  if (words != 0 && w.rows > limit / words) return SECATEUR_CORRUPT;
+  if (w.count < 0 || w.count > kMost) return SECATEUR_CORRUPT;
   if (bits != w.rows * words || offsets != w.rows + 1 || values != w.count + SECATEUR_BITMASK_SLACK)
     return SECATEUR_CORRUPT;
   int64_t at = 0;

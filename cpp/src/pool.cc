@@ -14,7 +14,7 @@ namespace {
 
 // How often a thread looks for work before it goes to sleep: about 20 microseconds, the gap between two layers.
 constexpr int kSpins = 4000;
-constexpr uint64_t kMostThreads = 1024;
+constexpr uint64_t kTurn = kMostThreads + 1;
 
 inline void breathe() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -29,7 +29,7 @@ class Pool {
   void run(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
     std::unique_lock<std::mutex> at_work(busy_, std::try_to_lock);
     if (threads > count) threads = static_cast<int32_t>(count);
-    if (threads >= static_cast<int32_t>(kMostThreads)) threads = static_cast<int32_t>(kMostThreads) - 1;
+    if (threads > kMostThreads) threads = kMostThreads;
     if (!at_work.owns_lock() || threads < 2 || !grow(threads - 1)) {
       for (int64_t i = 0; i < count; ++i) task(context, i);
       return;
@@ -41,12 +41,17 @@ class Pool {
     working_.store(threads - 1, std::memory_order_relaxed);
     {
       const std::lock_guard<std::mutex> lock(sleep_);
-      const uint64_t number = turn_.load(std::memory_order_relaxed) / kMostThreads + 1;
-      turn_.store(number * kMostThreads + static_cast<uint64_t>(threads - 1), std::memory_order_release);
+      const uint64_t number = turn_.load(std::memory_order_relaxed) / kTurn + 1;
+      turn_.store(number * kTurn + static_cast<uint64_t>(threads - 1), std::memory_order_release);
     }
     wake_.notify_all();
     take();
-    while (working_.load(std::memory_order_acquire) != 0) breathe();
+    // Helpers may not have begun where there are more threads than processors: they are let through.
+    for (int spins = 0; working_.load(std::memory_order_acquire) != 0;)
+      if (++spins < kSpins)
+        breathe();
+      else
+        std::this_thread::yield();
   }
 
  private:
@@ -80,7 +85,7 @@ class Pool {
         wake_.wait(lock, [&] { return turn_.load(std::memory_order_relaxed) != seen; });
       }
       seen = turn_.load(std::memory_order_acquire);
-      if (number < seen % kMostThreads) {
+      if (number < seen % kTurn) {
         take();
         working_.fetch_sub(1, std::memory_order_release);
       }
@@ -90,7 +95,7 @@ class Pool {
   std::mutex busy_, sleep_;
   std::condition_variable wake_;
   int32_t workers_ = 0;
-  // The number of the turn, times kMostThreads, plus how many helpers it has: read as one, so that a thread that comes
+  // The number of the turn, times kTurn, plus how many helpers it has: read as one, so that a thread that comes
   // late never takes one turn's number for another's.
   std::atomic<uint64_t> turn_{0};
   std::atomic<int64_t> next_{0};
@@ -100,15 +105,17 @@ class Pool {
   int64_t count_ = 0;
 };
 
-// Never destroyed: its threads may outlive main, and a forked child starts with a new one.
-Pool*& pool() {
-  static Pool* made = [] {
+Pool* made();
+
+// Never destroyed: its threads may outlive main, and a forked child starts with a new one. Made when the library is
+// loaded: a fork in the middle of a first use would leave the child with a lock that nobody opens.
+Pool* pool = made();
+
+Pool* made() {
 #if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, [] { pool() = new Pool; });
+  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
 #endif
-    return new Pool;
-  }();
-  return made;
+  return new Pool;
 }
 
 }  // namespace
@@ -118,7 +125,7 @@ void parallel_for(int64_t count, int32_t threads, void (*task)(void*, int64_t), 
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
-  pool()->run(count, threads, task, context);
+  pool->run(count, threads, task, context);
 }
 
 }  // namespace secateur

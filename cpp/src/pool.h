@@ -5,6 +5,8 @@
 
 namespace secateur {
 
+constexpr int32_t kMostThreads = 1023;
+
 // Calls task(context, i) for every i in [0, count), on at most `threads` threads, this one included, and returns when
 // all are done. When the pool is at work for another caller, this thread does everything itself.
 void parallel_for(int64_t count, int32_t threads, void (*task)(void* context, int64_t i), void* context);

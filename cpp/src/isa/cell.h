@@ -165,6 +165,8 @@ RunCell cell_for(const secateur_panelled& w) {
   return cell_for<L, V, 1, 1>(w.index_bytes);
 }
 
+constexpr int64_t kWidestTile = 128;
+
 // The widest tile whose sums fit the registers: blocks of four rows need four times as many.
 inline int32_t widest_tile(const secateur_panelled& w) {
   if (kWidth == 16) return w.block_rows == 4 ? 64 : 128;

@@ -9,37 +9,36 @@ namespace {
 // A padded image, split by stride into phases: plane (a, b) of a channel has the pixels whose padded row is a and whose
 // padded column is b, modulo the strides. All taps of one output row are then contiguous in some plane, `period` floats
 // per row, and an output position is a shift. Columns of the output from its width to the period are computed and
-// thrown away. Where rows are not subsampled, the padding right of a row is that left of the next one.
+// thrown away. Where rows are not subsampled, the padding right of a row is that left of the next one. Phases that no
+// tap of the kernel meets are left out: a kernel of one tap with a stride of two needs a quarter of the image.
 struct Planes {
   explicit Planes(const secateur_convolution& s)
       : shape(s),
-        reach_height((s.kernel_height - 1) * s.dilation_height),
-        reach_width((s.kernel_width - 1) * s.dilation_width),
+        reach_height(int64_t{s.kernel_height - 1} * s.dilation_height),
+        reach_width(int64_t{s.kernel_width - 1} * s.dilation_width),
         height((s.height + s.pad_top + s.pad_bottom - reach_height - 1) / s.stride_height + 1),
         width((s.width + s.pad_left + s.pad_right - reach_width - 1) / s.stride_width + 1) {
     const int64_t share = s.stride_width == 1 ? least(least(s.pad_left, s.pad_right), reach_width) : 0;
     period = width + reach_width / s.stride_width - share;
     rows = height + reach_height / s.stride_height;
-    plane = rows * period + share + kSlack;
-    phases = int64_t{s.stride_height} * s.stride_width;
+    slack = kWidestTile + reach_width / s.stride_width;
+    plane = rows * period + share + slack;
+    phase_columns = least(s.stride_width, reach_width + 1);
+    phases = least(s.stride_height, reach_height + 1) * phase_columns;
     taps = int64_t{s.kernel_height} * s.kernel_width;
     int64_t* table = reinterpret_cast<int64_t*>(scratch(kShifts).at_least(2 * taps));
     for (int64_t tap = 0; tap < taps; ++tap) table[tap] = shift_of(tap);
     shifts = table;
   }
 
-  bool empty() const {
-    return shape.height + shape.pad_top + shape.pad_bottom <= reach_height ||
-           shape.width + shape.pad_left + shape.pad_right <= reach_width;
-  }
   int64_t positions() const { return height * period; }
-  int64_t size() const { return shape.channels * phases * plane + kSlack; }
+  int64_t size() const { return shape.channels * phases * plane + slack; }
 
   // Where a tap of the kernel begins, from the first plane of its channel.
   int64_t shift_of(int64_t tap) const {
     const int64_t dy = tap / shape.kernel_width * shape.dilation_height;
     const int64_t dx = tap % shape.kernel_width * shape.dilation_width;
-    const int64_t phase = dy % shape.stride_height * shape.stride_width + dx % shape.stride_width;
+    const int64_t phase = dy % shape.stride_height * phase_columns + dx % shape.stride_width;
     return phase * plane + dy / shape.stride_height * period + dx / shape.stride_width;
   }
 
@@ -50,7 +49,7 @@ struct Planes {
       std::memset(planes, 0, static_cast<size_t>(phases * plane) * 4);
       return;
     }
-    const int64_t filled = row_length(), last = least(s.height, rows - s.pad_top);
+    const int64_t filled = s.width, last = least(s.height, rows - s.pad_top);
     const auto clear = [&](int64_t begin, int64_t end) {
       if (end > begin) std::memset(planes + begin, 0, static_cast<size_t>(end - begin) * 4);
     };
@@ -65,11 +64,11 @@ struct Planes {
   // One row of one channel of the image, to the plane or planes that it belongs to.
   void lay_out(const float* image, int64_t channel, int64_t y, float* planes) const {
     const secateur_convolution& s = shape;
-    const int64_t padded = y + s.pad_top;
-    if (padded / s.stride_height >= rows) return;
-    float* row = planes + padded % s.stride_height * s.stride_width * plane + padded / s.stride_height * period;
+    const int64_t padded = y + s.pad_top, phase_row = padded % s.stride_height;
+    if (padded / s.stride_height >= rows || phase_row > reach_height || s.width == 0) return;
+    float* row = planes + phase_row * phase_columns * plane + padded / s.stride_height * period;
     if (s.stride_width == 1) {
-      read(image, channel, y * s.width, row_length(), row + s.pad_left);
+      read(image, channel, y * s.width, s.width, row + s.pad_left);
       return;
     }
     const float* from = image + (channel * s.height + y) * s.width;
@@ -78,7 +77,7 @@ struct Planes {
       read(image, channel, y * s.width, s.width, line);
       from = line;
     }
-    for (int64_t phase = 0; phase < s.stride_width; ++phase) {
+    for (int64_t phase = 0; phase < phase_columns; ++phase) {
       // Columns x with (x + pad_left) % stride == phase.
       int64_t x = (phase - s.pad_left) % s.stride_width;
       if (x < 0) x += s.stride_width;
@@ -89,9 +88,6 @@ struct Planes {
   }
 
  private:
-  // Pixels of a row that some tap reads, where rows are not subsampled.
-  int64_t row_length() const { return least(shape.width, period - shape.pad_left > 0 ? period - shape.pad_left : 0); }
-
   // Copies pixels [begin, begin + count) of a channel: they lie in one run, or in blocks.
   SECATEUR_INLINE void read(const float* image, int64_t channel, int64_t begin, int64_t count, float* to) const {
     if (shape.x_block == 0) {
@@ -107,11 +103,12 @@ struct Planes {
   }
 
  public:
-  static constexpr int64_t kSlack = 256;  // a last tile reads beyond the last row
   secateur_convolution shape;
   int64_t reach_height, reach_width;
   int64_t height, width;  // of the output
-  int64_t period, rows, plane, phases, taps;
+  int64_t period, rows;
+  int64_t slack;  // the last tile of a far tap reads beyond the last row
+  int64_t plane, phase_columns, phases, taps;
   const int64_t* shifts = nullptr;  // of the taps; in the scratch memory of the thread that made them
 };
 
@@ -264,7 +261,7 @@ inline int32_t convolve(const secateur_panelled& w, const Planes& planes, const 
     });
   }
   if (status != SECATEUR_OK) return status;
-  for (int64_t i = planes.size() - Planes::kSlack; i < planes.size(); ++i) data[i] = 0.0f;
+  for (int64_t i = planes.size() - planes.slack; i < planes.size(); ++i) data[i] = 0.0f;
   const Taps source(planes, data);
   return run_product({w, source, sink, y, planes.positions(), after, tile, run}, threads);
 }
@@ -272,7 +269,6 @@ inline int32_t convolve(const secateur_panelled& w, const Planes& planes, const 
 inline int32_t conv2d(const secateur_panelled& w, const secateur_convolution& s, const float* x, float* y,
                       const secateur_epilogue& after, const secateur_plan& plan) {
   const Planes planes(s);
-  if (planes.empty()) return SECATEUR_BAD_ARGUMENT;
   const int64_t positions = pointwise(s) ? s.height * s.width : planes.positions();
   const int32_t tile = tile_for(w, positions, plan.tile);
   const int64_t in = floats_of(s.channels, s.height, s.width, s.x_block);
