@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test sanitize test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist bench-coverage \
-  bench-structural-speed bench-efficientnet bench-minilm bench-obs \
-  bench-founding
+.PHONY: demo test sanitize test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist \
+  bench-coverage bench-structural-speed bench-efficientnet bench-minilm bench-obs bench-obs-damping \
+  bench-founding bench-sparse
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The sparse kernels with the address, undefined-behaviour and thread sanitizers: a minute to build, half a minute to run.
-SANITIZE_CASES ?= 600
+SANITIZE_CASES ?= 500
 sanitize:
 	cmake -S cpp -B build/sanitize -DSECATEUR_TESTS=ON -DSECATEUR_SANITIZE=ON
 	cmake --build build/sanitize --parallel 2
@@ -56,6 +56,9 @@ bench-fashion-mnist: $(INSTALLED)
 bench-obs: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/obs.py
 
+bench-obs-damping: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/obs_damping.py
+
 # Model zoos are of no use to the library itself, and are installed without what they depend on, in a place of their own.
 ZOO := .venv-zoo
 $(ZOO)/.installed: $(INSTALLED)
@@ -91,6 +94,14 @@ bench-efficientnet: $(ZOO)/.models
 
 bench-minilm: $(ZOO)/.models
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python benchmarks/minilm.py
+
+# The engines that the sparse kernels are measured against.
+$(ZOO)/.engines: $(ZOO)/.models
+	$(ZOO)/bin/python -m pip install --quiet --no-deps openvino==2026.4.1 openvino-telemetry
+	touch $@
+
+bench-sparse: $(ZOO)/.engines
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ZOO)/bin/python benchmarks/sparse.py
 
 clean:
 	rm -rf .venv .venv-zoo build dist secateur-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

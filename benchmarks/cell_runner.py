@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,9 @@ def job(net: str, seed: int, protocol: Protocol, cache: Path, folder: str | None
     for key, compute in module.cells_of(run, state):
         if key in done:
             continue
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            raise SystemExit(f"{net} seed {seed}: the benchmark was killed; another one may write to these files now")
         start = time.perf_counter()
         record = compute()
         append(log, {"key": key, "net": net, "seed": seed} | record | {"seconds": time.perf_counter() - start})

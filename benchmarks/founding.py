@@ -11,9 +11,9 @@ three seeds each, into ``founding.json``, ``founding.md`` and plots:
 (c) where each score made before training puts the last weights: layer collapse;
 (d) networks that training itself makes narrow, cut out for real, with their measured latency.
 
-Optimal Brain Surgeon on XOR and the MONK's problems is ``make bench-obs``. An interrupted run continues where it
-stopped: every finished cell is a line in the cache. ``--net`` computes the cells of one part only, and the page says
-which are missing.
+Optimal Brain Surgeon on XOR and the MONK's problems is ``make bench-obs``, its damping on held-out images
+``make bench-obs-damping``. An interrupted run continues where it stopped: every finished cell is a line in the cache.
+``--net`` computes the cells of one part only, and the page says which are missing.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from fashion_mnist_cells import Protocol, Run, cubic_over, outcome
 from fashion_mnist_cells import run_dense as dense_cell
 from founding_physical import ROWS, run_slimming, train_norm_net
 from founding_ranks import ranks
-from founding_training import FOUND, left, run_found, run_movement
+from founding_training import FOUND, left, point, run_found, run_movement
 from secateur import Method, Pruner, Target
 from secateur.allocate import ErdosRenyiKernel, Layerwise
 from secateur.masks import MaskHook, apply_masks_
@@ -88,7 +88,7 @@ BEFORE = {
     "random": OneShot(Random, Layerwise()),
     "magnitude": OneShot(lambda seed: Magnitude()),
     "snip": OneShot(lambda seed: Snip()),
-    "grasp": OneShot(lambda seed: Grasp(temperature=200.0)),
+    "grasp": OneShot(lambda seed: Grasp()),
     "synflow": OneShot(lambda seed: Synflow(), schedule=iterative(rounds=100)),
 }
 """Pruned before training."""
@@ -122,11 +122,7 @@ def run_after(run: Run, state: dict[str, Tensor], part: OneShot, ratio: float) -
     prune_fully(pruner)
     before = run.score(model)["accuracy"]
     run.fit(model, optimizer, p.cell_epochs, p.retrain_lr, run.order("after"))
-    return (
-        run.score(model)
-        | {"before_retraining": before, "epochs": p.cell_epochs, "ratio": ratio}
-        | outcome(model, pruner)
-    )
+    return point(run, model, ratio, p.cell_epochs) | {"before_retraining": before} | outcome(model, pruner)
 
 
 def run_before(run: Run, part: OneShot, ratio: float) -> dict[str, Any]:
@@ -136,7 +132,7 @@ def run_before(run: Run, part: OneShot, ratio: float) -> dict[str, Any]:
     pruner = run.pruner(model, optimizer, method_of(part, ratio, run.seed))
     prune_fully(pruner)
     run.fit(model, optimizer, p.dense_epochs, p.lr, run.order("dense"))
-    return run.score(model) | {"epochs": p.dense_epochs, "ratio": ratio} | outcome(model, pruner)
+    return point(run, model, ratio, p.dense_epochs) | outcome(model, pruner)
 
 
 def run_gradual(run: Run, state: dict[str, Tensor], ratio: float) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def run_gradual(run: Run, state: dict[str, Tensor], ratio: float) -> dict[str, A
     method = Method(target=Target("compression_ratio", ratio), schedule=cubic_over(steps), when="during")
     pruner = run.pruner(model, optimizer, method)
     run.fit(model, optimizer, p.cell_epochs, p.retrain_lr, run.order("after"), pruner)
-    return run.score(model) | {"epochs": p.cell_epochs, "ratio": ratio} | outcome(model, pruner)
+    return point(run, model, ratio, p.cell_epochs) | outcome(model, pruner)
 
 
 def run_rounds(run: Run, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -167,11 +163,6 @@ def halving(ratios: Sequence[float]) -> Method:
     """Return a method that halves the parameters up to the largest ratio."""
     rounds = max(round(math.log2(max(ratios))), 1)
     return Method(target=Target("compression_ratio", max(ratios)), schedule=iterative(rounds=rounds))
-
-
-def point(run: Run, model: nn.Module, ratio: float, epochs: int) -> dict[str, Any]:
-    """Return one point of a path."""
-    return run.score(model) | {"ratio": ratio, "epochs": epochs}
 
 
 def run_tickets(run: Run) -> dict[str, Any]:
@@ -234,7 +225,7 @@ def run_dynamics(run: Run, name: str, ratio: float) -> dict[str, Any]:
         # As published, an update takes the place of a step.
         step_on(run, model, optimizer, batch, p.lr * share, lambda: trainer.step() is None)
     trainer.detach()
-    return run.score(model) | {"epochs": p.dense_epochs, "ratio": ratio} | left(model, trainer.masks)
+    return point(run, model, ratio, p.dense_epochs) | left(model, trainer.masks)
 
 
 def steps_of(run: Run, epochs: int, order: torch.Generator) -> Iterator[tuple[Tensor, float]]:

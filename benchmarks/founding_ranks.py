@@ -86,7 +86,7 @@ def scores_of(path: PathIntegral, seed: int) -> dict[str, Score]:
         "lamp": Lamp(),
         "weight gradient": WeightGradient("absolute"),
         "snip": Snip(),
-        "grasp": Grasp(),
+        "grasp": Grasp(temperature=1.0),
         "synflow": Synflow(),
         "karnin": Karnin(path),
         "movement": Movement(path),

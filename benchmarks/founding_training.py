@@ -130,7 +130,12 @@ def run_movement(run: Run, state: dict[str, Tensor], ratio: float) -> dict[str, 
     optimizer = MOVEMENT[run.net].optimizer(wrapped, model, p.momentum)
     fit_wrapped(wrapped, run, optimizer, p.cell_epochs, run.order("after"))
     finished = wrapped.finish_()
-    return run.score(model) | {"epochs": p.cell_epochs, "ratio": ratio} | left(model, finished.masks)
+    return point(run, model, ratio, p.cell_epochs) | left(model, finished.masks)
+
+
+def point(run: Run, model: nn.Module, ratio: float, epochs: int) -> dict[str, Any]:
+    """Return one point of accuracy against compression: what a network scores at a ratio, after some epochs."""
+    return run.score(model) | {"epochs": epochs, "ratio": ratio}
 
 
 def left(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Any]:
@@ -150,4 +155,4 @@ def left(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-__all__ = ["FOUND", "run_found", "run_movement"]
+__all__ = ["FOUND", "left", "point", "run_found", "run_movement"]

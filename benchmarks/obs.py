@@ -1,6 +1,6 @@
 """Optimal Brain Surgeon on LeNet-300-100, on the MONK's problems and on XOR.
 
-    python benchmarks/obs.py
+    make bench-obs             (or: OMP_NUM_THREADS=1 python benchmarks/obs.py)
 
 (a) One-shot pruning of LeNet-300-100 on Fashion-MNIST, without any retraining, by magnitudes and by block OBS; time and
 peak memory of a process of its own. (b) The MONK's problems, generated from their published rules: one weight at a

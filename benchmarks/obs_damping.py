@@ -1,6 +1,6 @@
 """The damping of Optimal Brain Surgeon, on images that neither training nor the choice of anything else has seen.
 
-    python benchmarks/obs_damping.py
+    make bench-obs-damping     (or: OMP_NUM_THREADS=1 python benchmarks/obs_damping.py)
 
 LeNet-300-100 on the first 50,000 training images of Fashion-MNIST, pruned in one shot as in benchmarks/obs.py; accuracy
 on the last 10,000 training images. No test image is looked at. Writes benchmarks/results/obs_damping.json and .md.

@@ -47,7 +47,7 @@ SCORES = (
     Case("movement"),
     Case("snip"),
     Case("grasp"),
-    Case("grasp", {"temperature": 200.0}),
+    Case("grasp", {"temperature": 1.0}),
     Case("synflow"),
     Case("lamp", {}, {"equivariant": False}),  # of equals, the lowest index goes first
     Case("optimal_brain_surgeon", {}, {"equivariant": False}),  # it depends on the others of the block
@@ -161,6 +161,7 @@ ALLOCATIONS = (
     Case("isomorphic"),
     Case("per_round"),
     Case("per_round", {"rate": 0.4, "slower": ("[acfpwx2]*",), "factor": 0.25}),  # some of every problem's layers
+    Case("uniform_plus"),
     Case("er"),
     Case("erk"),
     Case("proportions", {"densities": tuple(DENSITIES.items())}),

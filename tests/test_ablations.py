@@ -259,6 +259,18 @@ REFUSED: tuple[tuple[Any, type[SecateurError], str], ...] = (
     (lambda: Method(target=Target("sparsity", 0.5), ablate=SmallerDense()), RecipeError, "must be a Ablation"),
     (lambda: Method(target=Target("sparsity", 0.5), ablate=Shuffle), RecipeError, "must be a Ablation"),
     (lambda: SmallerDense(by="params"), UnknownNameError, "did you mean 'parameters'"),
+    (
+        lambda: smaller_dense(nn.Linear(8, 8), {}, torch.ones(1, 8), by="params"),
+        UnknownNameError,
+        "did you mean 'parameters'",
+    ),
+    (
+        lambda: smaller_dense(nn.Linear(8, 8), {}, torch.ones(1, 8), seed="1"),
+        RecipeError,
+        "seed must be a whole number",
+    ),
+    (lambda: reinitialise_(nn.Linear(8, 8), seed="1"), RecipeError, "seed must be a whole number"),
+    (lambda: reinitialise_(3, seed=1), WeightError, "expected a torch.nn.Module, got int"),
     (lambda: SmallerDense(align=0), TargetError, "align must be"),
     (
         lambda: make_plan(

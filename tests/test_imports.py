@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "secateur"
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "src" / "secateur"
 
-CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "_files", "_rng", "_tree"}
+CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "history", "_files", "_rng", "_tree"}
 PARTS = {
     "stats",
     "scores",
@@ -61,6 +63,7 @@ BETWEEN_PARTS = {
     # A compiled model is an end in itself: it is run on example inputs, and measured beside the dense one.
     ("sparse", "inputs"),
     ("sparse", "metrics"),
+    ("export", "sparse"),  # one of the formats
 }
 ROOT = {"__init__"}  # re-exports, lazily
 
@@ -140,6 +143,29 @@ def test_the_rules_catch_what_they_should() -> None:
     assert not allowed("types", "scores")
     assert not allowed("export", "pruner")
     assert not allowed("pipeline", "cli")
+
+
+def exported(path: Path) -> list[str]:
+    """Public names that a module binds itself: classes, and what it assigns."""
+    names = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names += [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_each_contract_has_one_home_and_one_address() -> None:
+    import secateur.types
+
+    homes = sorted((SOURCE / "types").glob("[!_]*.py"))
+    assert sorted(name for path in homes for name in exported(path)) == sorted(secateur.types.__all__)
+    folders = [REPOSITORY / name for name in ("src", "tests", "examples", "benchmarks")]
+    outside = [p for folder in folders for p in folder.rglob("*.py") if p.parent != SOURCE / "types"]
+    around = re.compile(r"^\s*(?:from|import) secateur\.types\.", flags=re.M)
+    wrong = [str(path.relative_to(REPOSITORY)) for path in outside if around.search(path.read_text(encoding="utf-8"))]
+    assert not wrong, f"import from secateur.types, not from its modules: {wrong}"
+    assert around.search((SOURCE / "types" / "__init__.py").read_text(encoding="utf-8"))
 
 
 def loaded_by(statement: str) -> set[str]:

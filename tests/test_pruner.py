@@ -357,6 +357,8 @@ def test_resuming_is_bit_for_bit(name: str, stop: int) -> None:
         pruner2.step()
     assert all(torch.equal(v, model.state_dict()[n]) for n, v in resumed.state_dict().items()), "weights"
     assert all(torch.equal(m, pruner.masks[n]) for n, m in pruner2.masks.items())
+    assert pruner2.history == pruner.history
+    assert len(pruner.history) == 5
     one, two = optimizer.state_dict()["state"], optimizer2.state_dict()["state"]
     for index, entries in one.items():
         for key, value in entries.items():
@@ -394,6 +396,12 @@ def test_loading_zeroes_a_model_that_was_saved_dense() -> None:
         ({"masks": None}, CheckpointError, "masks"),
         ({"steps": None}, CheckpointError, "steps"),
         ({"updates": -3}, CheckpointError, "at least 0, got -3"),
+        ({"version": 0}, CheckpointError, "version 0"),
+        ({"version": torch.ones(2)}, CheckpointError, "version"),
+        ({"asked": 10**400}, CheckpointError, "asked must be a number"),
+        ({"asked": "half"}, CheckpointError, "asked must be a number.*'half'"),
+        ({"history": None}, CheckpointError, "lacks .*history"),
+        ({"history": {"tables": [], "reports": 3}}, CheckpointError, "history must have list there, got 3"),
         (
             {"masks": {"0.weight": torch.ones(10, 6, dtype=torch.bool)}},
             CheckpointError,

@@ -142,15 +142,24 @@ SECATEUR_API int32_t secateur_gemv(const secateur_panelled* weight, const float*
 SECATEUR_API int32_t secateur_gemv_bitmask(const secateur_bitmask* weight, const float* x, float* y,
                                            const secateur_epilogue* epilogue, const secateur_plan* plan);
 
-/* Convolution over images [batch][channels][height][width], all contiguous; columns of the weight run over channels,
- * then kernel rows, then kernel columns. */
+/* Convolution; columns of the weight run over channels, then kernel rows, then kernel columns.
+ *
+ * Images are [batch][channels][height][width], contiguous, where the block is 0. With a block b they are in the kernels'
+ * own layout, [batch][ceil(height * width / b)][channels][b]: b pixels side by side, and all channels of these one after
+ * the other, so that a product reads and writes one run of memory. Lanes beyond the last pixel hold anything finite. The
+ * block is secateur_image_block() or 0; the residual is laid out as the output is.
+ */
 typedef struct secateur_convolution {
   int64_t batch, channels, height, width;
   int32_t kernel_height, kernel_width;
   int32_t stride_height, stride_width;
   int32_t pad_top, pad_left, pad_bottom, pad_right;
   int32_t dilation_height, dilation_width;
+  int32_t x_block, y_block;
 } secateur_convolution;
+
+/* Pixels in a block of the kernels' own layout: 64, whatever the instruction set, so that images can change hands. */
+SECATEUR_API int32_t secateur_image_block(void);
 
 SECATEUR_API int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolution* shape, const float* x,
                                      float* y, const secateur_epilogue* epilogue, const secateur_plan* plan);

@@ -62,6 +62,8 @@ bool sound(const secateur_convolution& s, const secateur_panelled& w) {
     if (n < 1) return false;
   for (int32_t n : {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right})
     if (n < 0) return false;
+  for (int32_t n : {s.x_block, s.y_block})
+    if (n != 0 && n != kImageBlock) return false;
   const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
   if (w.columns % taps != 0 || w.columns / taps != s.channels) return false;
   const int64_t height = s.height + s.pad_top + s.pad_bottom, width = s.width + s.pad_left + s.pad_right;
@@ -145,6 +147,8 @@ int32_t secateur_vector_width(void) {
   const Kernels* kernels = current().load(std::memory_order_acquire);
   return kernels != nullptr ? kernels->width : 0;
 }
+
+int32_t secateur_image_block(void) { return kImageBlock; }
 
 int32_t secateur_use_isa(const char* name) {
   const Kernels* kernels = name != nullptr ? named(name) : nullptr;

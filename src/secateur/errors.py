@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterable
 
 
@@ -123,7 +124,8 @@ def check_number(
     Raises:
         SecateurError: Of that type; says what came and what was expected.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Neither infinite, nor NaN, nor a whole number beyond any float.
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if number and not (value < least or value > most or (above and value == least) or (below and value == most)):  # type: ignore[operator]
         return
     if least == -math.inf and most == math.inf:

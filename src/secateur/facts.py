@@ -11,7 +11,7 @@ from secateur.prunable import Found
 from secateur.targets import ModelFacts
 
 
-def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] | None) -> tuple[Found, ModelFacts]:
+def model_facts(model: nn.Module, found: Found, example_inputs: Any) -> tuple[Found, ModelFacts]:
     """Count what targets are measured in.
 
     Where MACs are counted, weights that multiply nothing are left out: removing them would bring no such target nearer.
@@ -19,7 +19,7 @@ def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] 
     Args:
         model: The model.
         found: Its prunable weights.
-        example_inputs: Inputs of one forward pass; without them MACs are not counted.
+        example_inputs: What one forward pass takes; without it MACs are not counted.
 
     Returns:
         The weights that take part, and the facts.
@@ -28,9 +28,10 @@ def model_facts(model: nn.Module, found: Found, example_inputs: tuple[Any, ...] 
     parameters = sum(p.numel() for p in model.parameters())
     if example_inputs is None:
         return found, ModelFacts(numel, parameters)
+    from secateur.inputs import split_inputs
     from secateur.metrics import count_macs  # only where it is needed: importing the pruner must stay quick
 
-    count = count_macs(model, example_inputs)
+    count = count_macs(model, *split_inputs(example_inputs))
     macs = {name: count.per_weight[name].macs if name in count.per_weight else 0 for name in numel}
     other = count.dense - sum(macs.values())
     idle = [name for name in numel if macs[name] == 0]

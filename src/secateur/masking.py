@@ -18,7 +18,7 @@ from secateur.masks import parameters_of
 from secateur.method import Infeasible, Method, check_finite, check_reachable, make_masks
 from secateur.patterns import Channel
 from secateur.prunable import Found, check_each, find_prunable, matches
-from secateur.stats import check_needs, collect
+from secateur.stats import check_data, check_needs, collect
 from secateur.stats.gradients import LossFn
 from secateur.structure.companions import with_companions
 from secateur.structure.masking import UnitMasking
@@ -81,7 +81,7 @@ class WeightMasking:
         *,
         loss_fn: LossFn | None,
         batches: Batches | None,
-        example_inputs: tuple[Any, ...] | None,
+        example_inputs: Any,
     ) -> None:
         self._model, self._method = model, method
         self._loss_fn, self._batches, self._inputs = loss_fn, batches, example_inputs
@@ -144,6 +144,8 @@ class WeightMasking:
         if self.budget.currency == "weights":
             kept = total - round(total - kept)
         tensors = {name: p.detach() for name, p in parameters_of(self._model, self.found.weights).items()}
+        for name, value in tensors.items():
+            check_finite(name, value)  # before a loss of NaN says so of a batch
         stats = self._collect(previous)
         with self._in_the_targets_words():
             masks = make_masks(
@@ -228,6 +230,7 @@ def open_masking(
     Raises:
         SecateurError: As :class:`~secateur.pruner.Pruner`.
     """
+    check_data(loss_fn, batches)
     coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
     kind = UnitMasking if coupled else WeightMasking
     return kind(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)

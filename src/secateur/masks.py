@@ -30,8 +30,12 @@ def parameters_of(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn
         Name to parameter, in the order of ``names``.
 
     Raises:
-        WeightError: When the model has no parameter of that name.
+        WeightError: When the model has no parameter of that name, or is none.
     """
+    if not isinstance(model, nn.Module):
+        raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(names, Mapping):
+        raise WeightError(f"expected something by name of a parameter, got {type(names).__name__}")
     known = dict(model.named_parameters(remove_duplicate=False))
     out = {}
     for name in names:
@@ -52,7 +56,9 @@ def check_masks(model: nn.Module, masks: Tensors) -> None:
         WeightError: On an unknown name, another shape or another dtype than bool.
     """
     for name, parameter in parameters_of(model, masks).items():
-        mask = masks[name]
+        mask: object = masks[name]
+        if not isinstance(mask, Tensor):
+            raise WeightError(f"{name}: expected a mask, a tensor of torch.bool, got {type(mask).__name__}")
         if mask.shape != parameter.shape:
             raise WeightError(f"{name}: mask of shape {tuple(mask.shape)} on a weight of {tuple(parameter.shape)}")
         if mask.dtype != torch.bool:

@@ -22,6 +22,7 @@ from secateur.types import (
     Ablation,
     Allocation,
     Budget,
+    FlooredAllocation,
     GroupScore,
     Masks,
     Pattern,
@@ -253,7 +254,7 @@ def make_masks(
     for name in weights:
         check_finite(name, values[name])
     scores = method.score({name: values[name].detach() for name in weights}, stats or {})
-    units = {}
+    units, edges = {}, edges_of(weights)
     for name, weight in weights.items():
         if name not in scores or scores[name].shape != values[name].shape:
             got = tuple(scores[name].shape) if name in scores else "nothing"
@@ -265,8 +266,9 @@ def make_masks(
             reduced = reduced.masked_fill(~method.masking.reduce(weight, previous[name]), -torch.inf)
         size = method.masking.sizes(weight)
         size = size.to(reduced.device) if isinstance(size, Tensor) else size
-        floor = 0 if method.allow_empty else 1
-        units[name] = Units(reduced, size * budget.cost[name], floor, shape=weight.sizes)
+        edge = edges.get(name, "")
+        floor = _floor(method, name, reduced.numel(), edge)
+        units[name] = Units(reduced, size * budget.cost[name], floor, shape=weight.sizes, edge=edge)
     counts = _counts(units, method, budget, kept)
     masks: Masks = {}
     for name, weight in weights.items():
@@ -305,17 +307,16 @@ def check_reachable(weights: Mapping[str, Weight], method: Method, budget: Budge
     """
     if method.masking.density is not None:
         return
-    least, most = 0.0, 0.0
+    least, most, edges = 0.0, 0.0, edges_of(weights)
     for name in sorted(weights):
         size = method.masking.sizes(weights[name])
-        smallest = float(size.min()) if isinstance(size, Tensor) else float(size)
-        count = 0 if method.allow_empty else 1
         wanted = _override(method, name)
         n = size.numel() if isinstance(size, Tensor) else weights[name].numel // size
-        highest = n
+        count, highest = _floor(method, name, n, edges.get(name, "")), n
         if wanted is not None:
             count = highest = max(n - round(n * wanted), count)
-        least += smallest * count * budget.cost[name]
+        smallest = float(size.flatten().sort().values[:count].sum()) if isinstance(size, Tensor) else size * count
+        least += smallest * budget.cost[name]
         most += (float(size.max()) if isinstance(size, Tensor) else size) * highest * budget.cost[name]
     if any(_override(method, name) is not None for name in weights) and budget.kept > most + 1e-9 * budget.total:
         raise _overrun(most, budget.kept, budget)
@@ -328,6 +329,29 @@ def _overrun(most: float, kept: float, budget: Budget) -> TargetError:
         f"the overrides remove more than the target asks: at most {most:g} of {budget.total:g} {budget.currency} stay "
         f"even with every other layer dense, but the target keeps {kept:g}. Lower the overrides or raise the target"
     )
+
+
+Edge = Literal["", "first", "last"]
+
+
+def edges_of(weights: Mapping[str, Weight]) -> dict[str, Edge]:
+    """Return the first convolution and the last layer, in the order in which the model has its weights."""
+    out: dict[str, Edge] = {}
+    last = list(weights)[-1:]
+    convolutions = [name for name, w in weights.items() if len(w.shape) > 2 and w.kind != "Bilinear"]
+    for name in convolutions[:1]:
+        out[name] = "first"
+    for name in last:
+        out[name] = "last"
+    return out
+
+
+def _floor(method: Method, name: str, units: int, edge: Edge) -> int:
+    """Return the fewest units that a layer keeps; what an override says of it is settled elsewhere."""
+    floor = 0 if method.allow_empty else 1
+    if isinstance(method.allocate, FlooredAllocation) and _override(method, name) is None:
+        floor = max(floor, method.allocate.floor(units, edge))
+    return floor
 
 
 def _override(method: Method, name: str) -> float | None:

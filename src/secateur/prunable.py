@@ -233,7 +233,8 @@ def check_storage(name: str, tensor: Tensor) -> None:
         tensor: A parameter.
 
     Raises:
-        WeightError: For tensors without values or shape, quantised, sparse or expanded ones.
+        WeightError: For tensors without values or shape, quantised, sparse or expanded ones, and those of inference
+            mode.
     """
     if isinstance(tensor, UninitializedParameter):
         raise WeightError(f"{name}: has no shape yet (a lazy layer); run one forward pass first")
@@ -243,6 +244,11 @@ def check_storage(name: str, tensor: Tensor) -> None:
         raise WeightError(
             f"{name}: has dtype {tensor.dtype}; pruning needs float16, bfloat16, float32 or float64. Prune before "
             f"quantising, or leave it out with exclude=[{name!r}]"
+        )
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise WeightError(
+            f"{name}: was made under torch.inference_mode(), and cannot be changed outside of it; build or load the "
+            "model without, or copy it (copy.deepcopy)"
         )
     if tensor.layout != torch.strided:
         raise WeightError(f"{name}: has layout {tensor.layout}; expected a dense tensor (call .to_dense())")

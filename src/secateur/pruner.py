@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from secateur.errors import CheckpointError, MissingStatsError, SecateurError, TargetError, check_whole
+from secateur.errors import CheckpointError, SecateurError, TargetError, check_number, check_whole
+from secateur.history import plain_history, read_history
 from secateur.masking import Masking, layer_rows, open_masking, sparsity_of
 from secateur.masks import MaskKeeper, check_masks, parameters_of
 from secateur.method import Method, as_method
@@ -22,7 +23,8 @@ from secateur.stats.gradients import LossFn
 from secateur.targets import Target
 from secateur.types import Masks, PruneReport
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Names what a state holds: a pruner reads its own and all older ones, and refuses newer ones. 2 added the history."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Pruner:
         ema: An averaged copy with the same parameter names (or ``AveragedModel``), masked along.
         loss_fn: ``loss_fn(model, batch)``, for scores that need gradients.
         batches: Batches for ``loss_fn``: an iterable that can be read again, or a function returning one.
-        example_inputs: Positional inputs of one forward pass, for targets in MACs; with the pattern ``channel`` also to
-            find the norms whose parameters die with a unit. ``Channel(coupled=True)`` needs them, in any form that
-            :func:`~secateur.structure.shrink_` takes.
+        example_inputs: What one forward pass takes, in any form that :func:`~secateur.structure.shrink_` takes: for
+            targets in MACs and scores that look at it; with the pattern ``channel`` also to find the norms whose
+            parameters die with a unit. ``Channel(coupled=True)`` needs it.
         steps_per_epoch: Needed when the schedule counts epochs.
 
     Raises:
@@ -94,11 +96,6 @@ class Pruner:
         self.history: list[PruneReport] = []
         self._steps_per_epoch = steps_per_epoch
         self._steps, self._updates = 0, 0
-        if isinstance(batches, Iterator):
-            raise MissingStatsError(
-                "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
-                "function that returns a new iterator"
-            )
         if method.schedule.unit == "epochs":
             method.schedule.step(0, steps_per_epoch)
         self._masking: Masking = open_masking(
@@ -247,7 +244,7 @@ class Pruner:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on: masks, counters. Tensors and plain values only."""
+        """Return everything needed to go on: masks, counters, reports so far. Tensors and plain values only."""
         return {
             "version": STATE_VERSION,
             "method": self._identity,
@@ -255,21 +252,21 @@ class Pruner:
             "updates": self._updates,
             "asked": self._asked,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "history": plain_history(self.history),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; masks are applied at once.
 
+        States of version 1 hold no reports: with them :attr:`history` begins anew.
+
         Raises:
-            CheckpointError: When the state is of another version or lacks an entry.
+            CheckpointError: When the state is of a newer version, lacks an entry, or one holds what it never would.
             WeightError: When its masks do not fit the model.
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("masks", {}), Mapping):
             raise CheckpointError(f"expected the state of a Pruner, got {type(state).__name__}")
-        missing = {"version", "method", "steps", "updates", "asked", "masks"} - state.keys()
-        if missing or state["version"] != STATE_VERSION:
-            what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
-            raise CheckpointError(f"this pruner state {what}; expected version {STATE_VERSION}")
+        version = _version_of(state)
         if state["method"] != self._identity:
             raise CheckpointError(
                 f"this pruner state comes from another method: it has {state['method']}, this pruner {self._identity}"
@@ -278,13 +275,30 @@ class Pruner:
         self._masking.check(state["masks"])
         for name in ("steps", "updates"):
             check_whole(f"this pruner state: {name}", state[name], least=0, error=CheckpointError)
+        check_number("this pruner state: asked", state["asked"], error=CheckpointError)
+        history = [] if version == 1 else read_history(state["history"])
+        if len(history) > state["updates"]:
+            raise CheckpointError(f"this pruner state has {len(history)} reports of {state['updates']} updates")
         if state["updates"] > self.method.schedule.updates:
             raise CheckpointError(
                 f"this pruner state stands at step {state['steps']}, update {state['updates']} of "
                 f"{self.method.schedule.updates}: it comes from another schedule"
             )
         self._steps, self._updates, self._asked = int(state["steps"]), int(state["updates"]), float(state["asked"])
+        self.history[:] = history
         self._keeper.set({name: mask.clone() for name, mask in state["masks"].items()})
+
+
+def _version_of(state: Mapping[str, Any]) -> int:
+    """Return a state's version, all entries of which are there."""
+    version = state.get("version", STATE_VERSION)
+    expected = f"expected version {STATE_VERSION}, or an older one"
+    if type(version) is not int or not 1 <= version <= STATE_VERSION:
+        raise CheckpointError(f"this pruner state has version {version!r:.80}; {expected}")
+    entries = {"version", "method", "steps", "updates", "asked", "masks"} | ({"history"} if version > 1 else set())
+    if missing := entries - state.keys():
+        raise CheckpointError(f"this pruner state lacks {sorted(missing)}; {expected}")
+    return version
 
 
 def prune_(

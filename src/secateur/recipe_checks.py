@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from secateur.errors import RecipeError, SecateurError
 from secateur.method import Method
-from secateur.patterns import NM, Channel, Unstructured
+from secateur.patterns import Channel, Unstructured
 from secateur.recipe_sections import PruneSection, RecoverSection, TrainSection
 from secateur.recover import Nothing
 from secateur.recover.retrain import Recovery
 from secateur.schedules import Schedule
 from secateur.scores import watches_training
-from secateur.training import L0, SrSte
 from secateur.training.sparse_training import check_pair
-from secateur.types import Dynamics, Parametrisation, Pattern, Score
+from secateur.types import Dynamics, Parametrisation, Pattern, PatternedParametrisation, Score
 
 # Fields of [prune] that say how weights are chosen or when: a parametrisation does that itself.
 _CHOSEN = ("score", "allocate", "solver", "schedule", "overrides", "allow_empty", "ablate", "score_batches")
 
 
 def pattern_of(parametrisation: Parametrisation) -> Pattern:
-    """Return what a parametrisation removes together."""
-    if isinstance(parametrisation, L0) and parametrisation.group != "weight":
-        return Channel()
-    return NM(parametrisation.n, parametrisation.m) if isinstance(parametrisation, SrSte) else Unstructured()
+    """Return what a parametrisation removes together: what it says itself, or single weights."""
+    return parametrisation.pattern if isinstance(parametrisation, PatternedParametrisation) else Unstructured()
 
 
 def check_training(train: TrainSection, prune: PruneSection, recovery: Recovery) -> None:

@@ -99,13 +99,14 @@ class Schedule:
         """Optimizer step at which update number ``update`` is due (0 = before the first step).
 
         Raises:
-            TargetError: When epochs must be converted and ``steps_per_epoch`` is not known.
+            TargetError: When epochs must be converted, and ``steps_per_epoch`` is not known or no count.
         """
         if self.unit == "rounds":
             raise TargetError("a schedule in rounds has no step: it prunes between rounds of retraining")
         if self.unit == "epochs":
             if steps_per_epoch is None:
                 raise TargetError("the schedule counts epochs: pass steps_per_epoch, or use unit='steps'")
+            check_whole("steps_per_epoch", steps_per_epoch, error=TargetError)
             return round(self.time(update) * steps_per_epoch)
         return round(self.time(update))
 

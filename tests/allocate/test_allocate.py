@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocate import Global, Layerwise
+from secateur.allocate import Global, Isomorphic, Layerwise
 from secateur.testing import select_k
 from secateur.types import Units
 
@@ -164,3 +164,38 @@ def test_all_or_the_floors(allocate: Global | Layerwise) -> None:
     problem = units({"a": 3, "b": 1, "c": 9}, floor=1)
     assert allocate(problem, 13) == {"a": 3, "b": 1, "c": 9}
     assert allocate(problem, 3) == {"a": 1, "b": 1, "c": 1}
+
+
+@FAST
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=2),
+        st.tuples(st.sampled_from(["head", "mlp", "conv"]), st.lists(st.integers(0, 5), min_size=1, max_size=9)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.data(),
+)
+def test_isomorphic_is_one_ranking_per_kind_each_of_the_same_share(
+    layers: dict[str, tuple[str, list[int]]], data: st.DataObject
+) -> None:
+    """Shares in exact fractions, whole units below them; within a kind, the plain ranking of everything together."""
+    total = sum(len(scores) for _, scores in layers.values())
+    kept = data.draw(st.integers(0, total))
+    made = {n: Units(torch.tensor(s, dtype=torch.float64), 1.0, 0, kind=kind) for n, (kind, s) in layers.items()}
+    got = Isomorphic()(made, kept)
+    assert list(got) == list(layers)
+    for kind in {kind for kind, _ in layers.values()}:
+        members = {n: scores for n, (own, scores) in layers.items() if own == kind}
+        size = sum(map(len, members.values()))
+        stay = math.floor(Fraction(kept * size, total))
+        chosen = select_k({n: [float(v) for v in s] for n, s in members.items()}, stay)
+        assert {n: got[n] for n in members} == {n: sum(flags) for n, flags in chosen.items()}
+
+
+def test_isomorphic_pays_for_floors_from_all_shares() -> None:
+    """One of two heads must stay, more than three eighths of them; the neurons have the rest."""
+    heads, neurons = torch.tensor([1.0, 2.0]), torch.arange(6.0)
+    made = {"h": Units(heads, 1.0, 1, kind="head"), "n": Units(neurons, 1.0, 1, kind="mlp")}
+    assert Isomorphic()(made, 3) == {"h": 1, "n": 2}
+    assert Isomorphic()(made, 2) == {"h": 1, "n": 1}

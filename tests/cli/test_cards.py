@@ -11,6 +11,7 @@ import pytest
 import secateur
 from secateur.cli import cards
 from secateur.cli.axes import axes
+from secateur.cli.docstrings import to_markdown
 from secateur.patterns import Channel, Layer
 from secateur.recipe import from_dict
 
@@ -33,6 +34,25 @@ def test_a_method_says_its_formula_its_needs_its_cost_and_its_source(axis):
         text = cards.markdown(cards.card(axes()[axis], name))
         for part in ("```math", "## Cost", "## References"):
             assert part in text, (name, part)
+
+
+@pytest.mark.parametrize("axis", ["score", "unit-score", "penalty", "parametrisation", "dynamics", "solver"])
+def test_a_method_names_its_pitfalls(axis):
+    for name in axes()[axis].parts:
+        shown = cards.card(axes()[axis], name)
+        assert len(shown.pitfalls) > 40, (name, "say under Pitfalls what it does not see, and where it goes wrong")
+        assert f"\n## Pitfalls\n\n{to_markdown(shown.pitfalls)}\n" in cards.markdown(shown)
+        assert ("heading", "Pitfalls") in list(cards.plain(shown))
+        assert shown.to_dict()["pitfalls"] == shown.pitfalls
+        body = " ".join(" ".join(block.split()) for block in shown.body)
+        assert shown.pitfalls not in body, (name, "said twice")
+
+
+def test_an_allocation_says_what_it_costs():
+    for name in axes()["allocate"].parts:
+        text = cards.markdown(cards.card(axes()["allocate"], name))
+        assert "\n## Cost\n" in text, name
+        assert "\n## References\n" in text, name
 
 
 def test_links_of_the_index_lead_somewhere():

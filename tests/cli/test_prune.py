@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
+from torch import nn
 
+from secateur.ablations import ABLATIONS
+from secateur.checkpoint import read_model
 from secateur.scores import GROUP_SCORES, SCORES
 
 DATA = {
@@ -67,6 +72,72 @@ def test_options_of_a_score(workspace, call):
     ],
 )
 def test_wrong_scores_and_options(workspace, call, options, said):
+    done = call("prune", "recipe.toml", *options, *COMMON)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not (workspace / "pruned").exists()
+
+
+REFUSED_ABLATIONS = {
+    "shuffle": "'shuffle' moves zeros within one layer, and units of coupled groups go from many layers at once",
+    "random_masks": "'random_masks' moves zeros within one layer",
+    "smaller_dense": "nothing is trained here: say prune.ablate = 'smaller_dense' in a recipe, and secateur run",
+}
+
+
+def test_every_ablation_is_named_in_the_help_and_works_or_is_refused(workspace, call):
+    shown = " ".join(call("prune", "--help").out.replace("│", " ").split())
+    for name in ABLATIONS:
+        assert name in shown
+        done = call("prune", "recipe.toml", "--ablate", name, *COMMON)
+        assert done.code == (2 if name in REFUSED_ABLATIONS else 0), done.err
+        assert REFUSED_ABLATIONS.get(name, "") in done.err
+        assert (workspace / "pruned").exists() == (name not in REFUSED_ABLATIONS)
+        shutil.rmtree(workspace / "pruned", ignore_errors=True)
+
+
+@pytest.mark.parametrize("pattern", ["layer", "expert"])
+def test_ablations_of_masks_know_no_blocks_and_experts(workspace, call, pattern):
+    (workspace / "stream.py").write_text(STREAM)
+    argv = ("stream.py:make", "--input", "9,5", "--pattern", pattern, *COMMON)
+    done = call("prune", *argv, "--ablate", "shuffle")
+    assert done.code == 2
+    assert "does not know which units of" in done.err
+
+
+def test_reinitialised_weights_are_those_of_the_seed_and_the_structure_is_the_methods(workspace, call):
+    assert call("prune", "recipe.toml", "--out", "plain", *COMMON).code == 0
+    said = call("prune", "recipe.toml", "--ablate", "reinitialise", "--ablate-arg", "seed=5", *COMMON)
+    assert said.code == 0, said.err
+    assert said.json()["ablation"] == "Reinitialise(seed=5)"
+    plans = [json.loads((workspace / folder / "plan.json").read_text()) for folder in ("plain", "pruned")]
+    assert "Reinitialise(seed=5)" in json.dumps(plans[1])
+    assert json.dumps(plans[1]).replace(', "ablation": "Reinitialise(seed=5)"', "") == json.dumps(plans[0])
+    torch.manual_seed(5)  # the network that these shapes make, as a constructor would
+    norm = nn.BatchNorm2d(4)
+    want = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).state_dict()
+    got = read_model(workspace / "pruned" / "model.safetensors")
+    assert want.keys() == got.keys()
+    assert all(torch.equal(value, want[name]) for name, value in got.items())
+    failed = call("verify", "recipe.toml", "pruned")
+    assert failed.code == 2
+    assert "does not equal" in failed.err
+    shown = call("prune", "recipe.toml", "--ablate", "reinitialise", *COMMON[:-1]).out
+    assert "Ablation: Reinitialise(seed=0): all weights are new since the proof" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ablate", "shufle"], "did you mean 'shuffle'?"),
+        (["--ablate", "reinitialise", "--ablate-arg", "sed=1"], "did you mean 'seed'?"),
+        (["--ablate", "reinitialise", "--ablate-arg", "seed"], "expected KEY=VALUE"),
+        (["--ablate", "reinitialise", "--ablate-arg", "seed=-1"], "at least 0, got -1"),
+        (["--ablate", "reinitialise", "--ablate-arg", "seed=x"], "got 'x'"),
+        (["--ablate-arg", "seed=1"], "--ablate-arg"),
+    ],
+)
+def test_wrong_ablations(workspace, call, options, said):
     done = call("prune", "recipe.toml", *options, *COMMON)
     assert (done.code, done.out) == (2, "")
     assert said in done.err

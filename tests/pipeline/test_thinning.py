@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from secateur.checkpoint import load_tree
 from secateur.cli.watch import describe
 from secateur.errors import CheckpointError, PatternError, RecipeError, SecateurError, SecateurWarning
 from secateur.method import Method
+from secateur.patterns import NM, Block, Channel, Unstructured
 from secateur.pipeline.data import batches, derive_seed, order_of, seed_everything
 from secateur.pipeline.run import run
 from secateur.recipe import from_dict
+from secateur.recipe_checks import pattern_of
 from secateur.scores import Random
 from secateur.structure import load_pruned
 from secateur.targets import Target
-from secateur.training import DYNAMICS, L0, PARAMETRISATIONS, Reparametrised, RigL, SparseTraining
+from secateur.training import DYNAMICS, L0, PARAMETRISATIONS, Reparametrised, RigL, SoftThreshold, SparseTraining, SrSte
+from secateur.types import Masks, Moment
 
 from .test_resume import BASE, ITERATIVE, assert_same, carry_out, in_child
 from .tiny import data, net
@@ -281,6 +285,40 @@ def test_round_trip(name: str) -> None:
     assert again.train.build_dynamics() == recipe.train.build_dynamics()
     if name in LEARNT:  # what has no part in the run is not written down as if it had
         assert recipe.to_dict().get("prune") == ({"exclude": [LEFT_ALONE[name]]} if name in LEFT_ALONE else None)
+
+
+@dataclass(frozen=True)
+class Theirs(SrSte):
+    """What another package may bring: it ends in a pattern that only it knows of."""
+
+    @property
+    def pattern(self) -> Block:  # type: ignore[override]
+        return Block(1, 2)
+
+    def _masks(self, at: Moment) -> Masks:
+        out: Masks = {}
+        for name, layout in at.layouts.items():
+            scores = self.pattern.reduce(layout, at.weights[name].detach().abs())
+            out |= self.pattern.expand(layout, self.pattern.select(layout, scores, scores.numel() // 2))
+        return out
+
+
+def test_a_parametrisation_says_itself_in_which_pattern_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PARAMETRISATIONS._parts, "theirs", Theirs)
+    recipe = _prune(_train(learnt("sr_ste"), parametrisation="theirs"), pattern={"name": "block", "rows": 1, "cols": 2})
+    done = run(from_dict(recipe), tmp_path, report=False)
+    for mask in done.masks.values():
+        pairs = mask.flatten(1).reshape(-1, 2)
+        assert torch.equal(pairs[:, 0], pairs[:, 1])
+        assert int(mask.sum()) * 2 == mask.numel()
+    with pytest.raises(RecipeError, match=r"exclude each other: it removes Block\(rows=1, cols=2, "):
+        from_dict(_prune(recipe, pattern={"name": "nm", "n": 2, "m": 4}))
+    assert pattern_of(Theirs()) == Block(1, 2)
+    assert pattern_of(SrSte(1, 4)) == NM(1, 4)
+    assert [pattern_of(L0(group=g)) for g in ("unit", "input", "output")] == [Channel()] * 3
+    assert pattern_of(L0(group="weight")) == pattern_of(SoftThreshold()) == Unstructured()
 
 
 def _train(base: dict[str, Any], **changes: Any) -> dict[str, Any]:

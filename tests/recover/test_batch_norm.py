@@ -177,7 +177,7 @@ def test_a_repair_that_ends_half_way_changes_nothing() -> None:
 
     bad = images(8)
     bad[0, 0, 0, 0] = 7.0
-    with pytest.raises(RuntimeError, match="no such batch"):
+    with pytest.raises(DataError, match=r"fails on batch 1 .*RuntimeError: no such batch"):
         reestimate_bn_(model, [images(8), bad], forward=second_fails)
     with pytest.raises(DataError, match="at least one batch"):
         reestimate_bn_(model, [])
@@ -192,3 +192,44 @@ def test_a_repair_that_ends_half_way_changes_nothing() -> None:
     for name, value in pruned.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert pruned[1].momentum == 0.1
+
+
+BAD: dict[str, tuple[object, str]] = {
+    "NaN": ([images(8), images(8) * torch.nan], "NaN or infinite values reach it"),
+    "infinite": ([images(8) * torch.inf], "NaN or infinite values reach it"),
+    "an empty one": ([images(8), images(0)], "batch 1 has no samples"),
+    "one tensor": (images(8), "got Tensor"),
+    "a number": (3, "got int"),
+    "another shape": ([images(8), images(8)[:, :2]], r"fails on batch 1 \(a Tensor: \(8, 2, 8, 8\) of float32"),
+    "labels beside": ([(images(8), torch.zeros(8))], "fails on batch 0 .*TypeError"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_batches_that_would_spoil_the_statistics_change_nothing(what: str) -> None:
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DataError, match=f"(?s){BAD[what][1]}"):
+        reestimate_bn_(model, BAD[what][0])  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (images(8) * torch.nan, "1: NaN or infinite values reach it"),
+        (images(8)[:, :2], r"the dense model's forward fails .*\(8, 2, 8, 8\)"),
+        (images(0), "one value per channel"),
+    ],
+    ids=["NaN", "another shape", "empty"],
+)
+def test_inputs_that_would_spoil_a_rematch_change_nothing(inputs: Tensor, words: str) -> None:
+    dense = trained()
+    model = copy.deepcopy(dense)
+    prune_(model, Target("sparsity", 0.5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DataError, match=f"(?s){words}"):
+        rematch_bn_(model, dense, inputs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(WeightError, match=r"expected a torch.nn.Module, got int"):
+        rematch_bn_(model, 3, images(8))  # type: ignore[arg-type]

@@ -84,6 +84,9 @@ REFUSED: tuple[tuple[Any, type[SecateurError], str], ...] = (
         r"\(2, 3\) and the teacher's \(2, 4\)",
     ),
     (lambda: Outputs()(torch.zeros(2, 1), torch.zeros(2)), DataError, "same question"),
+    (lambda: Outputs()(torch.zeros(2), (torch.zeros(2),)), DataError, "the teacher's outputs are a tuple"),
+    (lambda: distillation_loss({"z": torch.zeros(2)}, torch.zeros(2)), DataError, "the network's outputs are a dict"),
+    (lambda: distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), dim="1"), DataError, "dim must be a whole number"),
     (lambda: distillation_loss(torch.zeros(3), torch.zeros(3)), DataError, "no classes in dimension 1"),
     (lambda: distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), dim=2), DataError, "dimension 2"),
     (lambda: distillation_loss(torch.ones(2, 3).long(), torch.ones(2, 3).long()), DataError, "floating-point"),
@@ -99,6 +102,16 @@ def test_refused(number: int) -> None:
     call, kind, words = REFUSED[number]
     with pytest.raises(kind, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_sixteen_bits_a_divergence_is_that_of_the_same_numbers(dtype: torch.dtype) -> None:
+    """Near zero the two logarithms differ by less than their own rounding: it came out negative."""
+    teacher = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    student = (teacher.float() + 0.05 * torch.randn(64, 10, generator=torch.Generator().manual_seed(1))).to(dtype)
+    p, q = (z.double().softmax(1) for z in (student, teacher))
+    wanted = (q * (q / p).log()).sum(1).mean()
+    assert float(distillation_loss(student, teacher)) == pytest.approx(float(wanted), rel=1e-3)
 
 
 def test_the_mixed_loss_and_the_teacher_by_hand(tmp_path: Path) -> None:

@@ -154,7 +154,58 @@ def test_what_cannot_be_rewound_is_refused() -> None:
             rewind.load_state_dict(state | change)
     with pytest.raises(CheckpointError, match="lacks"):
         rewind.load_state_dict({})
+    for change, words in (
+        ({"step": "x"}, "step must be a whole number of at least 0, got 'x'"),
+        ({"model": dict.fromkeys(state["model"], 1)}, "another model"),
+        ({"optimizer": {"state": {}}}, "holds no optimizer's state: KeyError"),
+        ({"rng": {"torch": torch.zeros(3)}}, "not a state of the random generators"),
+    ):
+
+        def take(change: dict[str, Any] = change) -> None:
+            rewind.load_state_dict(state | change)
+            rewind.rewind_()  # a generator's state shows when it is set
+
+        with pytest.raises(CheckpointError, match=words):
+            take()
+    for masks in ([1], {"0.weight": None}, {"0.weight": [True]}):
+        with pytest.raises(WeightError, match="expected"):
+            rewind.rewind_(masks)  # type: ignore[arg-type]
     assert same(everything(model, inner, schedule), before)
+
+
+@pytest.mark.parametrize("what", ["cut", "gone", "new", "another optimizer"])
+def test_a_model_that_has_changed_since_is_not_half_rewound(what: str) -> None:
+    model, inner, _, rewind = trained()
+    if what == "cut":
+        model[4].weight = nn.Parameter(torch.zeros(3, 8))
+    elif what == "gone":
+        model[4] = nn.Identity()
+    elif what == "new":
+        model.register_buffer("more", torch.zeros(2))
+    else:
+        inner.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    before = copy.deepcopy(model.state_dict())
+    words = r"held \[6\] parameters, and hold \[6, 1\]" if what == "another optimizer" else "is of another model"
+    with pytest.raises(CheckpointError, match=words):
+        rewind.rewind_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if what == "another optimizer":
+        rate = inner.param_groups[0]["lr"]
+        with pytest.raises(CheckpointError, match=words):
+            rewind.rewind_learning_rate_()
+        assert inner.param_groups[0]["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Rewind(3), lambda: Rewind(net(), 3), lambda: Rewind(net(), scheduler=3)],
+    ids=["model", "optimizer", "schedule"],
+)
+def test_what_is_no_training(make: Callable[[], Rewind]) -> None:
+    with pytest.raises(WeightError, match=r"expected a .*, got int"):
+        make()
+    with pytest.raises(CheckpointError, match="whole number of at least 0, got -3"):
+        Rewind(net()).save(step=-3)
 
 
 def test_the_founding_rates_layer_by_layer() -> None:

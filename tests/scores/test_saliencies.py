@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,7 +200,7 @@ def test_grasp_keeps_more_gradient_than_random_and_than_the_reverse(seed: int) -
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3)).double()
     data = samples(count=60, batches=1, seed=seed)
-    got = scored(Grasp(), model, data=data)
+    got = scored(Grasp(temperature=1.0), model, data=data)
 
     def norm_after(scores: Mapping[str, Tensor]) -> float:
         flat_scores = flat(dict(scores))
@@ -211,6 +212,35 @@ def test_grasp_keeps_more_gradient_than_random_and_than_the_reverse(seed: int) -
     chance = [norm_after(Random(seed=s)({n: v.clone() for n, v in got.items()}, {})) for s in range(10)]
     assert ours > sum(chance) / len(chance)
     assert ours > reverse
+
+
+def test_grasp_takes_the_temperature_of_its_authors_and_says_when_that_means_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    data = samples(count=60, batches=1, seed=0)
+    weights = [model[0].weight, model[2].weight]
+    x, y = data[0]
+    loss = nn.functional.cross_entropy(model(x) / 200, y)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    halved = sum(g.square().sum() for g in gradients) / 2  # its derivative is the Hessian times the gradient
+    want = torch.cat([(w * h).flatten() for w, h in zip(weights, torch.autograd.grad(halved, weights), strict=True)])
+    torch.testing.assert_close(flat(scored(Grasp(), model, data=data)), want.detach())
+
+    class Lost(nn.Module):
+        """Returns its loss, as language models do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"loss": nn.functional.cross_entropy(self.inner(x), y)}
+
+    method = Method(target=Target("sparsity", 0.5), score=Grasp())
+    given: dict[str, Any] = {"loss_fn": lambda m, b: m(*b)["loss"], "batches": data}
+    with pytest.raises(MissingStatsError, match=r"is a dict; wrap .*, or set the temperature to 1"):
+        prune_(Lost(), method, **given)
+    assert prune_(Lost(), replace(method, score=Grasp(1.0)), **given).report.achieved == 0.5
 
 
 # --- SynFlow in rounds -----------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_groups_and_the_block_pattern() -> None:
     [
         ({"order": "single", "group": 3}, "must divide block=64"),
         ({"order": "greedy", "group": 4}, "needs order='single'"),
-        ({"order": "single", "group": 0}, "group=0"),
+        ({"order": "single", "group": 0}, "group must be a whole number of at least 1, got 0"),
     ],
 )
 def test_groups_that_fit_nothing(options: dict[str, Any], what: str) -> None:

@@ -406,6 +406,11 @@ def test_what_is_missing_or_wrong_is_said(gated: Gated) -> None:
     refused(ActivationTaylor(), "no batches", batches=[], loss_fn=loss_fn)
     refused(Sensitivity(), "protects one tensor", batches=[X], loss_fn=lambda m, x: (m(x), m(x)))
     refused(Sensitivity(), "protects one tensor", batches=[X], loss_fn=lambda m, x: m(x).sum())
+    refused(Sensitivity(), "batch 1 has no samples", batches=[X, X[:0]])
+    refused(Sensitivity(), r"fails on batch 0 \(a Tensor: .*RuntimeError", batches=[X[:, :1]])
+    refused(ActivationTaylor(), r"fails on batch 0 .*TypeError", batches=[X], loss_fn=lambda model: model)
+    refused(ActivationStatistic(), r"fails on batch 0 .*RuntimeError", batches=[X[:, :1]])
+    refused(ActivationStatistic(), "got Tensor", batches=X)
     refused(Sensitivity(), "one class", batches=[X], loss_fn=lambda m, x: m(x)[:, :1])
     with pytest.raises(SecateurError, match="temperature"):
         Sensitivity(temperature=0.0)

@@ -1,13 +1,14 @@
 """Constant and equal units: found, folded, cut out, and the function stays."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import GraphError, MissingStatsError
+from secateur.errors import GraphError, MissingStatsError, PlanError
 from secateur.structure import fold_duplicates_
 
 SEEN = torch.Generator().manual_seed(1)
@@ -230,25 +231,120 @@ def test_what_looks_at_units_otherwise_is_left_alone_by_name() -> None:
     assert "shares its weight with a.weight, b.weight" in str(fold_duplicates_(tied, [X]).refused)
 
 
-def test_a_fold_that_moves_the_outputs_changes_nothing() -> None:
-    """A mean over the units is no layer that reads them; its count is lost with a unit."""
+class Seen(nn.Module):
+    """A layer of which another function than a reader looks at the units, and one of which none does."""
 
-    class Mean(nn.Module):
+    def __init__(self, look: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make, self.read, self.other, self.end = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(5, 8), nn.Linear(8, 2)
+        self.look = look
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u = torch.tanh(self.make(x))
+        return 1e8 * (self.end(torch.tanh(self.other(x))) + self.read(u)), self.read(self.look(u))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda u: u - u.mean(1, keepdim=True),
+        lambda u: torch.nn.functional.layer_norm(u, u.shape[1:]),  # no weight that would tell of it
+    ],
+    ids=["mean", "normalisation without weights"],
+)
+def test_a_group_without_which_the_outputs_move_is_left_alone(look: Callable[[Tensor], Tensor]) -> None:
+    """What moves is a billionth of another output, and whole on its own scale."""
+    model = Seen(look).double()
+    follow(model.make, 2, 1)
+    dense = copy.deepcopy(model)
+    report = fold_duplicates_(model, [X])
+    assert report.units == ()
+    assert "the outputs move by" in report.refused["make"]
+    assert all(torch.equal(t, dense.state_dict()[n]) for n, t in model.state_dict().items())
+    follow(model.other, 7, 3)
+    dense = copy.deepcopy(model)
+    report = fold_duplicates_(model, [X])
+    assert [(u.group, u.unit, u.twin) for u in report.units] == [("other", 7, 3)]
+    assert "the outputs move by" in report.refused["make"]
+    for got, want in zip(model(NEW), dense(NEW), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.ReLU()])
+def test_narrow_dtypes_hide_no_difference_and_make_none(activation: nn.Module, dtype: torch.dtype) -> None:
+    """Nothing is constant or equal for lack of digits, and the figure is that of the weights as they were rounded."""
+    x = X.to(dtype)
+    assert fold_duplicates_(mlp(activation).to(dtype), [x]).units == ()
+    model = mlp(activation).to(dtype)
+    follow(model[0], 3, 1)
+    with torch.no_grad():
+        model[0].weight[5] = 0.0
+    dense = copy.deepcopy(model)
+    report = fold_duplicates_(model, [x])
+    assert [(u.unit, u.twin) for u in report.units] == [(3, 1), (5, None)]
+    want, got = dense.double()(x.double()), model.double()(x.double())
+    assert report.difference == pytest.approx(((want - got).abs().max() / want.abs().max()).item(), rel=1e-6)
+    assert 1e-10 < report.difference < 2 * torch.finfo(dtype).eps
+
+
+def test_a_bias_that_would_overflow_is_no_place_for_a_constant() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).half()
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0.0, 6e4
+        model[2].weight[:, 2], model[2].bias[:] = 1.0, 7e3
+        model[2].weight[0, 2] = -1.0
+    report = fold_duplicates_(model, [X.half()])
+    assert report.units == ()
+    assert "2.bias would not be finite in torch.float16" in report.refused["0"]
+
+
+def test_what_a_forward_counts_and_casts() -> None:
+    class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.make, self.read = nn.Linear(5, 6), nn.Linear(6, 2)
+            self.make, self.read, self.calls = nn.Linear(5, 6), nn.Linear(6, 2), 0
+            self.register_buffer("seen", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
-            u = torch.tanh(self.make(x))
-            return self.read(u) + u.mean(1, keepdim=True)
+            self.calls += 1
+            self.seen += 1
+            return self.read(torch.tanh(self.make(x.float())).float())  # to a dtype that the proof is not in
 
-    model = Mean().double()
+    model = Counting()
+    assert fold_duplicates_(model, [X.float()]).units == ()
     follow(model.make, 2, 1)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(GraphError, match="constant and equal units of make the outputs move"):
-        fold_duplicates_(model, [X])
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert [u.unit for u in fold_duplicates_(model, [((X.float(),), {})]).units] == [2]
+    assert (model.calls, model.seen.item()) == (0, 0.0)
+
+
+def test_a_bias_that_is_shared_takes_up_nothing() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    model[4].bias = model[2].bias
+    follow(model[0], 4, 3)
+    with torch.no_grad():
+        model[0].weight[1] = 0.0
+    dense = copy.deepcopy(model)
+    report = fold_duplicates_(model, [X])
+    assert [(u.unit, u.twin) for u in report.units] == [(4, 3)]
+    assert "2.bias and 4.bias are one tensor" in report.refused["2"]
+    unchanged(model, dense, X, NEW)
+
+
+def test_zero_padding_of_any_batch_counts() -> None:
+    """A map of one position has no border, and the next batch has."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+    ).double()
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0.0, 0.5
+    dense = copy.deepcopy(model)
+    report = fold_duplicates_(model, [IMAGES[:, :, :1, :1], IMAGES])
+    assert (report.units, list(report.refused)) == ((), ["2"])
+    assert [u.kind for u in fold_duplicates_(model, [IMAGES[:, :, :1, :1]]).units] == ["constant"]
+    unchanged(model, dense, OTHERS[:, :, :1, :1])
 
 
 def test_bad_input() -> None:
@@ -259,6 +355,23 @@ def test_bad_input() -> None:
         fold_duplicates_(model, [X], tolerance=-1)
     with pytest.raises(MissingStatsError, match="NaN or infinite"):
         fold_duplicates_(model, [X * torch.nan])
+    with pytest.raises(MissingStatsError, match="all batches were empty"):
+        fold_duplicates_(model, [X[:0]])
+    with pytest.raises(MissingStatsError, match="got one Tensor"):
+        fold_duplicates_(model, X)
+    with pytest.raises(MissingStatsError, match="no batches"):
+        fold_duplicates_(model, iter(()))
+    with pytest.raises(MissingStatsError, match=r"tolerance.*True"):
+        fold_duplicates_(model, [X], tolerance=True)
+    with pytest.raises(GraphError, match=r"forward fails.*shape \(64, 4\)"):
+        fold_duplicates_(model, [X, X[:, :4]])
+    follow(model[0], 3, 1)
+    with pytest.raises(PlanError, match="none of this model's parameters"):
+        fold_duplicates_(model, [X], optimizer=torch.optim.SGD(mlp(nn.Tanh()).parameters(), lr=0.1))
+    dense = mlp(nn.Tanh())
+    follow(dense[0], 3, 1)
+    assert all(torch.equal(t, dense.state_dict()[n]) for n, t in model.state_dict().items())
+    assert [u.unit for u in fold_duplicates_(model, [X[:0], X]).units] == [3]
 
 
 def test_a_failing_cut_puts_the_weights_back(monkeypatch: pytest.MonkeyPatch) -> None:

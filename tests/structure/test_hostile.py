@@ -31,6 +31,31 @@ def mlp(width: int = 32) -> nn.Sequential:
     )  # fmt: skip
 
 
+class Guarded(nn.Module):
+    """A branch that ordinary inputs never take, and that refuses what a made-up input brings there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.sum() < -1e6 and h.sum() < 15:  # more than half of the units can bring
+            raise ValueError("too small")
+        out: Tensor = self.b(h)
+        return out
+
+
+def test_model_is_pruned_when_the_last_input_is_refused() -> None:
+    model = Guarded()
+    x = torch.randn(4, 8)
+    report = shrink_(model, HALF, x)
+    assert report.proof.equal
+    assert tuple(model.a.weight.shape) == (8, 8)
+    assert tuple(model(x).shape) == (4, 4)
+
+
 class Custom(Optimizer):
     """Holds whatever state a test puts into it."""
 

@@ -463,6 +463,7 @@ def test_resuming_is_bit_for_bit() -> None:
         assert all(torch.equal(v, theirs.state_dict()[n]) for n, v in ours.state_dict().items())
     assert all(torch.equal(m, again[3].masks[n]) for n, m in pruner.masks.items())
     assert pruner.report() == again[3].report()
+    assert pruner.history == again[3].history
     assert pruner.finished
 
 

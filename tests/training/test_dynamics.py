@@ -145,6 +145,20 @@ def test_the_phases_of_the_paper() -> None:
     assert [t for t in range(200) if ACDC().due(t)] == sorted(sparse + dense)
 
 
+@pytest.mark.parametrize(
+    ("plan", "sparse", "dense"),
+    [
+        (ACDC(total=150), [*range(10, 121, 10), 135], [*range(15, 116, 10), 125]),
+        (ACDC(total=200), [*range(10, 171, 10), 185], [*range(15, 166, 10), 175]),
+        (ACDC(200, 10, 20, 20, 20, 30), [10, 50, 90, 130, 170], [30, 70, 110, 150]),
+    ],
+    ids=["ImageNet, 150", "ImageNet, 200", "CIFAR-100"],
+)
+def test_the_longer_trainings_of_the_authors(plan: ACDC, sparse: list[int], dense: list[int]) -> None:
+    assert [time for time, kind in plan.phases if kind == "sparse"] == sparse
+    assert [time for time, kind in plan.phases if kind == "dense"] == dense
+
+
 @FAST
 @given(*(st.integers(1, 6) for _ in range(5)), st.integers(0, 4))
 def test_phases_fill_the_total_and_nothing_else_does(

@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from secateur.schedules import cubic, linear, one_shot
 from secateur.training import Movement, Reparametrised, SoftMovement, SoftThreshold, SrSte
+from secateur.training._tensors import zeroed
 from secateur.types import Moment, Weight
 
 
@@ -218,3 +219,21 @@ def test_the_mask_follows_the_weights_and_decay_settles_it() -> None:
             changed, previous = changed + int((mask != previous).sum()), mask
         flips.append(changed)
     assert 0 < flips[1] < flips[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zeroing_by_bits_is_a_choice_by_truth_values(dtype: torch.dtype) -> None:
+    """Kept values bit for bit, minus zero and NaN included; the others plus zero, whatever they were."""
+    tensor = torch.randn(33, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    keep = torch.rand(33, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+    odd = torch.tensor([math.nan, math.inf, -math.inf, -0.0], dtype=dtype)
+    for row in (0, 1):
+        tensor[row, :4], keep[row] = odd, bool(row)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for values, kept in ((tensor, keep), (tensor.T, keep.T)):
+        got = zeroed(values, kept).contiguous().view(bits)
+        wanted = [
+            [v if k else 0 for v, k in zip(*rows, strict=True)]
+            for rows in zip(values.contiguous().view(bits).tolist(), kept.tolist(), strict=True)
+        ]
+        assert got.tolist() == wanted

@@ -11,10 +11,11 @@ namespace {
 // The activations of a product, feature by feature, for a run of positions (vectors, pixels).
 class Source {
  public:
-  // Writes features [feature, feature + count) of positions [position, position + tile) as rows of `tile` floats;
-  // positions from `valid` on are zero. Returns whether any of them is infinite or not a number.
-  virtual bool fill(float* panel, int64_t tile, int64_t position, int64_t valid, int64_t feature,
-                    int64_t count) const = 0;
+  // Gives features [feature, feature + count) of positions [position, position + tile) as rows of `tile` floats: where
+  // they are, or written to `buffer`, where positions from `valid` on are zero. Sets `spoiled` where any of them is
+  // infinite or not a number.
+  virtual const float* panel(float* buffer, int64_t tile, int64_t position, int64_t valid, int64_t feature, int64_t count,
+                             bool* spoiled) const = 0;
   virtual float value(int64_t feature, int64_t position) const = 0;
 
  protected:
@@ -27,8 +28,8 @@ class Sink {
   // `sums` has rows of `tile` floats, of which `valid` count, for rows [row, row + rows) of the output.
   virtual void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
                    int64_t rows) const = 0;
-  // Where a whole tile may be stored directly, row after row `stride` apart; or nullptr.
-  virtual float* direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const = 0;
+  // Where in the output a whole tile may be stored directly, rows `stride` apart; negative where it may not.
+  virtual int64_t direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const = 0;
   virtual void spoil(int64_t row, int64_t position) const = 0;  // not a number
 
  protected:
@@ -110,10 +111,13 @@ class Vectors final : public Source {
  public:
   Vectors(const float* x, int64_t step, int64_t stride) : x_(x), step_(step), stride_(stride) {}
 
-  bool fill(float* panel, int64_t tile, int64_t position, int64_t valid, int64_t feature,
-            int64_t count) const override {
+  const float* panel(float* panel, int64_t tile, int64_t position, int64_t valid, int64_t feature, int64_t count,
+                     bool* spoilt) const override {
     const float* x = x_ + position * step_ + feature * stride_;
-    if (step_ == 1) return copy_rows(panel, tile, valid, count, [&](int64_t k) { return x + k * stride_; });
+    if (step_ == 1) {
+      *spoilt |= copy_rows(panel, tile, valid, count, [&](int64_t k) { return x + k * stride_; });
+      return panel;
+    }
     const int64_t read = least(valid, tile);
     vec<4> spoiled{};
     float rest = 0.0f;
@@ -129,7 +133,8 @@ class Vectors final : public Source {
     if (read < tile)
       for (int64_t k = 0; k < count; ++k)
         for (int64_t j = read; j < tile; ++j) panel[k * tile + j] = 0.0f;
-    return any_spoiled<4>(spoiled) || !(rest == 0.0f);
+    *spoilt |= any_spoiled<4>(spoiled) || !(rest == 0.0f);
+    return panel;
   }
 
   float value(int64_t feature, int64_t position) const override { return x_[position * step_ + feature * stride_]; }
@@ -144,10 +149,9 @@ class VectorsOut final : public Sink {
   VectorsOut(float* y, int64_t step, int64_t stride, const secateur_epilogue& after)
       : y_(y), step_(step), stride_(stride), after_(after) {}
 
-  float* direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const override {
-    if (step_ != 1 || valid < tile) return nullptr;
+  int64_t direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const override {
     *stride = stride_;
-    return y_ + position;
+    return step_ == 1 && valid >= tile ? position : -1;
   }
 
   void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
@@ -155,6 +159,20 @@ class VectorsOut final : public Sink {
     const int64_t width = least(valid, tile);
     if (step_ == 1) {
       for (int64_t r = 0; r < rows; ++r) put_row(sums + r * tile, width, (row + r) * stride_ + position, y_, after_);
+      return;
+    }
+    if (after_.residual == nullptr) {  // straight to where it belongs
+      float* y = y_ + position * step_ + row;
+      for (int64_t i = 0; i < width; i += 4) {
+        const int64_t some = least(4, width - i);
+        int64_t r = 0;
+        if (some == 4)
+          for (; r + 4 <= rows; r += 4) turn_four(sums + r * tile + i, tile, y + i * step_ + r, step_);
+        for (; r < rows; ++r)
+          for (int64_t j = i; j < i + some; ++j) y[j * step_ + r] = sums[r * tile + j];
+        if (after_.activation != SECATEUR_NONE)
+          for (int64_t j = i; j < i + some; ++j) activate_row(y + j * step_, rows, after_.activation);
+      }
       return;
     }
     float turned[4 * kRun];

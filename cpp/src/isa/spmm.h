@@ -14,6 +14,7 @@ struct Product {
   const secateur_panelled& weight;
   const Source& source;
   const Sink& sink;
+  float* y;
   int64_t positions;
   const secateur_epilogue& after;
   int32_t tile;
@@ -75,23 +76,27 @@ inline void run_tile(const Product& p, int64_t position, int64_t part_begin, int
   float* panel_x = scratch(kPanel).at_least(least(w.panel, divide_up(w.columns, w.block_columns) * w.block_columns) * tile + 64);
   float* sums = scratch(kTile).at_least(groups * w.block_rows * tile + 64);
   int64_t stride = 0;
-  float* direct = p.sink.direct(position, valid, tile, &stride);
+  const int64_t direct = p.sink.direct(position, valid, tile, &stride);
   bool spoiled = false;
   for (int64_t panel = 0; panel < most(layout.panels, 1); ++panel) {
     const int64_t feature = panel * w.panel, count = least(w.panel, w.columns - feature);
-    spoiled |= p.source.fill(panel_x, tile, position, valid, feature, count);
-    // The last block of columns may stick out over the last feature: its weights are zero, and so must these be.
-    for (int64_t i = count * tile; i < divide_up(count, w.block_columns) * w.block_columns * tile; ++i) panel_x[i] = 0.0f;
+    const float* x = p.source.panel(panel_x, tile, position, valid, feature, count, &spoiled);
+    const int64_t end = divide_up(count, w.block_columns) * w.block_columns;
+    if (end != count) {  // the last block sticks out over the last feature: its weights are zero, and so are these
+      if (x != panel_x) std::memcpy(panel_x, x, static_cast<size_t>(count * tile) * 4);
+      for (int64_t i = count * tile; i < end * tile; ++i) panel_x[i] = 0.0f;
+      x = panel_x;
+    }
     for (int64_t part = part_begin; part < part_end && layout.panels > 0; ++part) {
       Cell cell = cell_at(w, layout, part, panel);
-      cell.x = panel_x;
+      cell.x = x;
       cell.sums = sums + (layout.part_begin(part) - base) * w.block_rows * tile;
       cell.first = panel == 0;
       cell.bias = p.after.bias;
-      cell.finish = direct != nullptr && panel == layout.panels - 1;
-      cell.y = direct;
+      cell.finish = direct >= 0 && panel == layout.panels - 1;
+      cell.y = direct < 0 ? nullptr : p.y + direct;
       cell.y_stride = stride;
-      cell.residual = p.after.residual == nullptr ? nullptr : p.after.residual + position;
+      cell.residual = direct < 0 || p.after.residual == nullptr ? nullptr : p.after.residual + direct;
       cell.activation = p.after.activation;
       p.run(cell);
     }
@@ -102,7 +107,7 @@ inline void run_tile(const Product& p, int64_t position, int64_t part_begin, int
         const int64_t row = base * w.block_rows + r;
         sums[r * tile + i] = p.after.bias != nullptr && row < w.rows ? p.after.bias[row] : 0.0f;
       }
-  if (direct == nullptr || layout.panels == 0) {
+  if (direct < 0 || layout.panels == 0) {
     const int64_t row = base * w.block_rows;
     p.sink.put(sums, tile, position, valid, row, least(groups * w.block_rows, w.rows - row));
   }
@@ -151,7 +156,7 @@ inline int32_t spmm(const secateur_panelled& w, const float* x, int64_t x_step, 
   const Vectors source(x, x_step, x_stride);
   const VectorsOut sink(y, y_step, y_stride, after);
   const int32_t tile = tile_for(w, count, plan.tile);
-  return run_product({w, source, sink, count, after, tile, cell_for(w, tile)}, plan.threads);
+  return run_product({w, source, sink, y, count, after, tile, cell_for(w, tile)}, plan.threads);
 }
 
 }  // namespace

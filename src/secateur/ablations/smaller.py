@@ -89,6 +89,8 @@ def smaller_dense(
     from secateur.scores import Random
     from secateur.structure import shrink_
 
+    check_choice("smaller_dense: by", by, get_args(By))
+    check_whole("smaller_dense: seed", seed, least=0)
     check_masks(model, masks)
     small = copy.deepcopy(model)
     for parameter in small.parameters():

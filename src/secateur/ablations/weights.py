@@ -89,6 +89,7 @@ def reinitialise_(model: nn.Module, *, seed: int, masks: Tensors | None = None) 
         >>> torch.equal(model.weight, nn.Linear(3, 2).weight)
         True
     """
+    check_whole("reinitialise: seed", seed, least=0)
     check_masks(model, masks or {})
     owners = [(name, module) for name, module in _in_order("", model) if _owns(module)]
     without = [f"{name or 'the model'} ({type(m).__name__})" for name, m in owners if _reset_of(m) is None]

@@ -6,6 +6,7 @@ from secateur.allocate.layerwise import Layerwise
 from secateur.allocate.per_round import PerRound
 from secateur.allocate.proportions import Proportions
 from secateur.allocate.ranked import Global
+from secateur.allocate.uniform_plus import UniformPlus
 from secateur.registry import Registry
 
 ALLOCATIONS = Registry(
@@ -15,6 +16,7 @@ ALLOCATIONS = Registry(
         "global": Global,
         "isomorphic": Isomorphic,
         "per_round": PerRound,
+        "uniform_plus": UniformPlus,
         "er": ErdosRenyi,
         "erk": ErdosRenyiKernel,
         "proportions": Proportions,
@@ -30,4 +32,5 @@ __all__ = [
     "Layerwise",
     "PerRound",
     "Proportions",
+    "UniformPlus",
 ]

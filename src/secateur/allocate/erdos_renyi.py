@@ -25,6 +25,9 @@ class ErdosRenyi:
 
     Units of several tensors (coupled channels, heads) have no such dimensions and get one common density.
 
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
+
     Example:
         >>> import torch
         >>> shapes = {"a": (4, 4), "b": (20, 20)}
@@ -53,8 +56,12 @@ class ErdosRenyiKernel:
     with as many kernel sizes :math:`k` as the convolution has, :math:`n_l` units and :math:`c_l(k)` the cost of the
     layer's :math:`k` best. Otherwise as :class:`ErdosRenyi`, which it is for linear layers.
 
-    The small layers that it spares are often those with many output positions: at one sparsity it leaves more
-    multiply-accumulates than ``layerwise`` (about twice as many on ResNet-50). Compare methods at equal MACs too.
+    Pitfalls:
+        The small layers that it spares are often those with many output positions: at one sparsity it leaves more
+        multiply-accumulates than ``layerwise`` (about twice as many on ResNet-50). Compare methods at equal MACs too.
+
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
 
     Example:
         >>> import torch

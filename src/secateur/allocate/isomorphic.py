@@ -17,6 +17,9 @@ class Isomorphic:
     Groups of the same structure (``Units.kind``) share one ranking, and every ranking keeps the same fraction. Scores
     of different structures need not be comparable, and within a structure depth decides freely.
 
+    Cost:
+        One ranking for each kind of structure: a few passes over the scores.
+
     Example:
         >>> import torch
         >>> a, b = torch.tensor([9.0, 8.0]), torch.tensor([1.0, 7.0])

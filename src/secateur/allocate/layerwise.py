@@ -23,6 +23,9 @@ class Layerwise:
     Rounding by one common :math:`d` (Webster's method of apportionment) never gives a layer more units when the
     budget shrinks. Handing out the largest remainders can, and a schedule would then ask for units already pruned.
 
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
+
     Example:
         >>> import torch
         >>> units = {"a": Units(torch.zeros(6), 1), "b": Units(torch.zeros(4), 1)}

@@ -26,6 +26,9 @@ class PerRound:
     slower layers this is ``layerwise``. The totals are exact, as everywhere: with slower layers the rounds before the
     last may so differ from :math:`(1 - p_l)^i` by a fraction of a percent of a layer.
 
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
+
     Args:
         rate: :math:`p`, the part of what is left that a round takes from a layer.
         slower: Shell patterns on the names of weights or modules that lose less, such as the output layer.

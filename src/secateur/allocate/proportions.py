@@ -26,6 +26,9 @@ class Proportions:
     ``Method(target=target, score=Random(0), allocate=Proportions.like(report))`` keeps random weights in the same
     layerwise proportions.
 
+    Cost:
+        A bisection over one number per layer; of the scores it sees only which units are gone.
+
     Args:
         densities: Pairs of a parameter's name and its density, or a dict. Every weight needs one.
 

@@ -13,8 +13,15 @@ from secateur.types import Units
 class Global:
     """Rank the units of all layers together; a layer keeps what survives.
 
-    The score decides the layers' shares, so it must be comparable between them. Each layer keeps at least its floor
-    (one unit), taken before the ranking: a plain global ranking can empty a layer and so cut the network in two.
+    Each layer keeps at least its floor (one unit), taken before the ranking: a plain global ranking can empty a layer
+    and so cut the network in two.
+
+    Pitfalls:
+        The score decides the layers' shares, so it must be comparable between them: magnitudes of layers of different
+        kinds, as in transformers, are not.
+
+    Cost:
+        One ranking of all units, by histograms of their scores: a few passes over them, no sort.
 
     Example:
         >>> import torch

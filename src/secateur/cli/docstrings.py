@@ -8,7 +8,18 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass, field
 
-_SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields", "Cost", "Example", "Examples", "References")
+_SECTIONS = (
+    "Args",
+    "Attributes",
+    "Returns",
+    "Raises",
+    "Yields",
+    "Pitfalls",
+    "Cost",
+    "Example",
+    "Examples",
+    "References",
+)
 
 # LaTeX to characters; longest first, so that \leq is not read as \le and a q.
 _SYMBOLS = {
@@ -45,6 +56,7 @@ class Docstring:
         raises: Name to description, from ``Raises``.
         references: The text of ``References``.
         cost: The text of ``Cost``.
+        pitfalls: The text of ``Pitfalls``.
     """
 
     summary: str
@@ -53,6 +65,7 @@ class Docstring:
     raises: dict[str, str] = field(default_factory=dict)
     references: str = ""
     cost: str = ""
+    pitfalls: str = ""
 
 
 def parse(text: str | None) -> Docstring:
@@ -86,6 +99,7 @@ def parse(text: str | None) -> Docstring:
         raises=_entries(parts.get("Raises", [])),
         references=" ".join(" ".join(parts.get("References", [])).split()),
         cost=" ".join(" ".join(parts.get("Cost", [])).split()),
+        pitfalls=" ".join(" ".join(parts.get("Pitfalls", [])).split()),
     )
 
 

@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from secateur.cli.source import Source
+    from secateur.graph.plan import Plan
     from secateur.method import Method
     from secateur.structure import ShrinkReport
-    from secateur.types import GroupScore, Score
+    from secateur.types import Ablation, GroupScore, Score
 
 _MODEL = typer.Argument(
     ..., help="package.module:factory, file.py:factory, a recipe file or a run directory.", metavar="MODEL"
 )
-_WEIGHTS = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth.")
+_WEIGHTS = typer.Option(None, "--weights", help="Weights: .safetensors, .pt or .pth.")
 _PRUNED = typer.Option(None, "--pruned", help="Folder of an earlier round, which this one goes on from.")
-_INPUTS = typer.Option(
-    [], "--input", metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64. Repeatable."
-)
+_INPUTS = typer.Option([], "--input", metavar="SHAPE", help="1,3,224,224 or 1,128:int64. Repeatable.")
 _BASE = typer.Option(None, "--base", help="Folder of a run's recipe, if it names a file.py.")
 
 
@@ -37,12 +36,21 @@ def prune(
     target: str = typer.Option(
         ..., "--target", "-t", metavar="KIND=VALUE", help="macs=0.5, channels=0.6, compression_ratio=2, sparsity=0.5."
     ),
-    pattern: str = typer.Option("channel", "--pattern", help="What is removed together: channel, expert or layer."),
-    score: str = typer.Option("magnitude", "--score", "-s", help="See secateur ls score and secateur ls unit-score."),
+    pattern: str = typer.Option("channel", "--pattern", help="channel, expert or layer."),
+    score: str = typer.Option("magnitude", "--score", "-s", help="See secateur ls score, ls unit-score."),
     score_args: list[str] = typer.Option(
-        [], "--score-arg", metavar="KEY=VALUE", help="An option of the score: form=square. Repeatable."
+        [], "--score-arg", metavar="KEY=VALUE", help="Of the score: form=square. Repeatable."
     ),
     allocate: str = typer.Option("global", "--allocate", help="layerwise, global or isomorphic."),
+    ablate: str | None = typer.Option(
+        None,
+        "--ablate",
+        metavar="NAME",
+        help="reinitialise: new weights after the proof. shuffle, random_masks and smaller_dense need a run.",
+    ),
+    ablate_args: list[str] = typer.Option(
+        [], "--ablate-arg", metavar="KEY=VALUE", help="Of the ablation: seed=1. Repeatable."
+    ),
     include: list[str] = typer.Option([], "--include", metavar="PATTERN", help="Prune only these. Repeatable."),
     exclude: list[str] = typer.Option([], "--exclude", metavar="PATTERN", help="Leave these alone. Repeatable."),
     align: int = typer.Option(8, "--align", help="Channel counts stay multiples of it; 1 for none."),
@@ -58,29 +66,36 @@ def prune(
     written unless the small model equals the masked dense one.
 
     For example:
-    secateur prune net.py:make --weights net.pt --input 1,3,32,32 --target macs=0.5
+    secateur prune net.py:make --weights net.pt --input 1,3,32,32 -t macs=0.5
     secateur prune runs/first --target channels=0.6 --allocate layerwise
     secateur prune net.py:make --input 1,128:int64 --pattern layer -t macs=0.75
     secateur prune recipe.toml -t macs=0.5 -s sensitivity --score-arg per_mac=true
+    secateur prune recipe.toml -t macs=0.5 --ablate reinitialise --out untrained
     """
     from secateur.cli.show import console, print_json, put
     from secateur.cli.source import open_source
     from secateur.cli.watch import Watch
-    from secateur.errors import CheckpointError
+    from secateur.errors import CheckpointError, RecipeError
     from secateur.structure import save_pruned, shrink_
 
     if out.exists() and not out.is_dir():  # said before the work, not after it
         raise CheckpointError(f"--out {out}: a file is in the way; name a folder")
     source = open_source(model, weights=weights, base=base, pruned=pruned)
     method = _method(target, pattern, _score(source, score, score_args), allocate, include, exclude)
+    if ablate is None and ablate_args:
+        raise RecipeError("--ablate-arg is an option of an ablation, and there is none: give --ablate")
+    robbed = None if ablate is None else _ablation(ablate, ablate_args, method)
     example = example_of(source, inputs)
     data = _data(source, method.score) if _looks_at_data(method.score) else {}
     with Watch(source.name, quiet=as_json) as watch:
         watch.progress(0, 1, "pruning")
         report = shrink_(source.model, method, example, align=align, uniform=uniform, exact=exact, **data)
-        save_pruned(out, source.model)
+        if robbed is not None:
+            robbed.restart_(source.model)
+        save_pruned(out, source.model, _plans(source.model, robbed))
     if as_json:
-        print_json({"source": source.name, "written": str(out), **report.to_dict()})
+        said = {} if robbed is None else {"ablation": str(robbed)}
+        print_json({"source": source.name, "written": str(out), **report.to_dict(), **said})
         return
     from rich.text import Text
 
@@ -90,6 +105,10 @@ def prune(
         put(shown, Text(line[0].upper() + line[1:]))
     for module, why in report.frozen.items():
         put(shown, Text(f"Constrained: {module}: {why}", style="dim"))
+    if robbed is not None:
+        put(
+            shown, Text(f"Ablation: {robbed}: all weights are new since the proof, as after any training", style="bold")
+        )
     shown.print(f"written to {out}: plan.json, model.safetensors", markup=False, soft_wrap=True)
 
 
@@ -171,6 +190,52 @@ def _method(
     )
 
 
+def _ablation(name: str, options: list[str], method: Method) -> Ablation:
+    """Build an ablation, as a recipe's ``prune.ablate``, and refuse what cutting out leaves nothing for."""
+    from dataclasses import replace
+
+    from secateur.ablations import ABLATIONS
+    from secateur.errors import RecipeError
+    from secateur.patterns import Channel
+    from secateur.recipe_parts import Part, build_part
+    from secateur.types import Ablation
+
+    made = build_part(ABLATIONS, Part(name=name, options=_options("--ablate-arg", options)), "--ablate")
+    if not isinstance(made, Ablation):
+        raise RecipeError(
+            f"--ablate {name} trains a network of its own beside a run, and nothing is trained here: say "
+            f"prune.ablate = {name!r} in a recipe, and secateur run"
+        )
+    units = replace(method.pattern, coupled=True) if isinstance(method.pattern, Channel) else method.pattern
+    made.check(units, rounds=True)
+    if not made.restarts:
+        raise RecipeError(f"--ablate {name} changes masks, and cutting out leaves none: use it in a recipe")
+    return made
+
+
+def _plans(model: nn.Module, robbed: Ablation | None) -> tuple[Plan, ...]:
+    """Return the plans that a model was shrunk by; the last one tells of an ablation."""
+    from dataclasses import replace
+
+    from secateur.structure.remembered import plans_of
+
+    *before, last = plans_of(model, "save_pruned")
+    return (*before, last if robbed is None else replace(last, info={**last.info, "ablation": str(robbed)}))
+
+
+def _options(flag: str, given: list[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE``."""
+    from secateur.errors import RecipeError
+
+    out = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise RecipeError(f"{flag} {option!r}: expected KEY=VALUE")
+        out[key] = _value(value)
+    return out
+
+
 def _score(source: Source, name: str, options: list[str]) -> Score | GroupScore:
     """Build a score from the options given, and from what the recipe says of the network."""
     import inspect
@@ -184,13 +249,10 @@ def _score(source: Source, name: str, options: list[str]) -> Score | GroupScore:
     given: dict[str, Any] = {"seed": 0} if name == "random" else {}
     if name == "sensitivity" and source.recipe is not None and source.recipe.task != "classification":
         given["outputs"] = "values"
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise RecipeError(f"--score-arg {option!r}: expected KEY=VALUE, such as form=square")
+    for key, value in _options("--score-arg", options).items():
         if key not in known:
-            raise RecipeError(f"--score-arg {option!r}: {name} has no option {key!r}; {nearest(key, known)}")
-        given[key] = _value(value)
+            raise RecipeError(f"--score-arg {key!r}: {name} has no option {key!r}; {nearest(key, known)}")
+        given[key] = value
     try:
         made: Score | GroupScore = parts[name](**given)
     except TypeError as error:

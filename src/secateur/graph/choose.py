@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur.errors import TargetError
+from secateur.graph.components import join
 from secateur.graph.coupling import Coupling
 from secateur.graph.groups import Group
 from secateur.types import Allocation, Units
@@ -60,10 +61,7 @@ def bundles(
         for i, group in enumerate(coupling.groups):
             sizes.setdefault(group.size, set()).add(i)
         for alike in sizes.values():
-            for other in [s for s in sets if s & alike]:
-                alike |= other
-                sets.remove(other)
-            sets.append(alike)
+            join(sets, alike)
     sets += [{i} for i in range(len(coupling.groups)) if not any(i in s for s in sets)]
     out = []
     for members in sets:

@@ -69,6 +69,21 @@ def components(count: int, left: Sequence[Labels], right: Sequence[Labels]) -> L
     return root
 
 
+def join(sets: list[set[int]], members: set[int]) -> None:
+    """Add a set to sets that do not meet, and make it one with all that it meets.
+
+    Example:
+        >>> sets = [{1, 2}, {3}, {4, 5}]
+        >>> join(sets, {2, 5, 6})
+        >>> sets
+        [{3}, {1, 2, 4, 5, 6}]
+    """
+    for other in [s for s in sets if s & members]:
+        members |= other
+        sets.remove(other)
+    sets.append(members)
+
+
 def components_of_rows(rows: Labels) -> int:
     """Count the classes of rows that remain when every row becomes one unit, and rows that share a label one class."""
     if rows.size == 0:

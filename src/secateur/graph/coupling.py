@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from secateur.errors import GraphError
 from secateur.graph.axes import FIXED, Axes, Labels
 from secateur.graph.changes import Drop, Kept
-from secateur.graph.components import reshape_cells
+from secateur.graph.components import join
+from secateur.graph.constraints import Constraints, SameSize, constrain, same_sizes, settle
 from secateur.graph.count import Total, size_along
 from secateur.graph.examples import Example
 from secateur.graph.experts import Listed, Presence, listed_experts
@@ -24,38 +24,6 @@ from secateur.graph.record import Leaf, Op
 from secateur.graph.trace import Trace
 
 ONLY_EXPERTS = "being no expert, where only experts are pruned"
-
-
-@dataclass
-class Constraints:
-    """What trial and error has added to a trace: modules whose splits, or all of whose tensors, are fixed.
-
-    Attributes:
-        splits: Modules (by name) where no split dimension may be pruned.
-        whole: Modules where nothing may be pruned, with the reason.
-        equal: Modules where dimensions of one size must keep one size: heads × head size = width.
-    """
-
-    splits: dict[str, str] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
-    equal: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _Sizes:
-    """Dimensions of one size in one module.
-
-    Attributes:
-        module: The module.
-        size: The size.
-        plain: Labels of the dimensions of that size.
-        split: Labels of those that a reshape there splits or joins (channels into heads).
-    """
-
-    module: str
-    size: int
-    plain: list[Labels] = field(default_factory=list)
-    split: list[Labels] = field(default_factory=list)
 
 
 class Coupling:
@@ -82,7 +50,7 @@ class Coupling:
         self.lists: tuple[Listed, ...] = ()
         constraints = constraints or Constraints()
         ledger = recorded.ledger.copy()
-        self._constrain(ledger, constraints)
+        constrain(ledger, recorded.ops, constraints)
         if unit == "expert":
             self._only_experts(ledger)
         else:
@@ -91,8 +59,8 @@ class Coupling:
         self.roots = ledger.close()
         self.frozen = ledger.frozen_roots(self.roots)
         self._ledger = ledger
-        sizes = self._sizes_of(constraints.equal) if constraints.equal else []
-        self._settle(ledger, sizes, constraints.equal)
+        sizes = same_sizes(ledger, recorded.ops, constraints.equal) if constraints.equal else []
+        settle(ledger, self.roots, self.frozen, sizes, constraints.equal)
         self.groups = self._groups()
         self.units = sum(g.units for g in self.groups)
         unit_of_root = np.full(ledger.count, -1)
@@ -105,20 +73,6 @@ class Coupling:
             self.group_of_unit[group.ids] = position
         self.groups = [replace(group, owned=self._owned(group)) for group in self.groups]
         self.linked = self._linked(sizes)
-
-    def _constrain(self, ledger: Ledger, constraints: Constraints) -> None:
-        if constraints.splits:
-            for block, where in ledger.blocks:
-                module = where.split(": ")[0]
-                if module in constraints.splits:
-                    ledger.freeze(block, constraints.splits[module])
-        if constraints.whole:
-            for op in self.trace.ops:
-                why = covering(op.module, constraints.whole)
-                if why is not None:
-                    for axes in (*op.inputs, *op.outputs):
-                        for part in axes.parts:
-                            ledger.freeze(part.labels, why)
 
     def _only_experts(self, ledger: Ledger) -> None:
         """Fix everything but the dimensions that a router chooses from, and find the lists of modules behind them."""
@@ -134,39 +88,7 @@ class Coupling:
         experts[FIXED] = False
         ledger.freeze(np.flatnonzero(~experts[roots]), ONLY_EXPERTS)
 
-    def _sizes_of(self, modules: Mapping[str, str]) -> list[_Sizes]:
-        """Return, module by module, the dimensions of each size, and which of them are split or joined there."""
-        found: dict[tuple[str, int], _Sizes] = {}
-        ledger = self._ledger
-        for op in self.trace.ops:
-            where = next((m for m in (op.module, *_parents(op.module)) if m in modules), None)
-            if where is None:
-                continue
-            for axes in (*op.inputs, *op.outputs):
-                for part in axes.parts:
-                    if len(part.dims) == 1 and part.labels.size > 1 and not ledger.is_made(part.labels):
-                        entry = found.setdefault((where, part.labels.size), _Sizes(where, part.labels.size))
-                        entry.plain.append(part.labels)
-            if op.name in SPLITS and len(op.inputs) == len(op.outputs) == 1:
-                for size, labels in split_sizes(op.inputs[0], op.outputs[0]):
-                    if not ledger.is_made(labels):
-                        found.setdefault((where, size), _Sizes(where, size)).split.append(labels)
-        return [entry for entry in found.values() if entry.split]
-
-    def _settle(self, ledger: Ledger, sizes: Sequence[_Sizes], modules: Mapping[str, str]) -> None:
-        """Fix, in the given modules, dimensions that have the size of a split dimension that is fixed."""
-        changed = True
-        while changed:
-            changed = False
-            for entry in sizes:
-                if any(self.frozen[self.roots[labels]].any() for labels in entry.split):
-                    for labels in (*entry.plain, *entry.split):
-                        if not self.frozen[self.roots[labels]].all():
-                            ledger.freeze(labels, modules[entry.module])
-                            self.frozen[self.roots[labels]] = True
-                            changed = True
-
-    def _linked(self, sizes: Sequence[_Sizes]) -> list[frozenset[int]]:
+    def _linked(self, sizes: Sequence[SameSize]) -> list[frozenset[int]]:
         """Return sets of groups (by position) that must shrink alike, so that dimensions keep one size.
 
         A split dimension (heads) is linked to every other dimension of its flat size in the same module.
@@ -179,10 +101,7 @@ class Coupling:
                 groups |= set() if -1 in here else here
             if len(groups) < 2:
                 continue
-            for other in [s for s in sets if s & groups]:
-                groups |= other
-                sets.remove(other)
-            sets.append(groups)
+            join(sets, groups)
         return [frozenset(s) for s in sets]
 
     def _groups(self) -> list[Group]:
@@ -322,13 +241,8 @@ class Coupling:
             kept: Tensor name -> dimension -> kept indices.
         """
         gone_roots = np.zeros(len(self.roots), dtype=bool)
-        for leaf in self.trace.leaves:
-            for dim, indices in kept.get(leaf.name, {}).items():
-                part = leaf.axes.part(dim)
-                if part is not None:
-                    gone = np.ones(leaf.axes.shape[dim], dtype=bool)
-                    gone[indices] = False
-                    gone_roots[self.roots[part.labels[gone]]] = True
+        for labels in lost_labels(self.trace.leaves, kept):
+            gone_roots[self.roots[labels]] = True
         return ~gone_roots[self.roots]
 
     def kept(self, alive: NDArray[np.bool_]) -> dict[str, dict[int, NDArray[np.int64]]]:
@@ -388,43 +302,27 @@ class Coupling:
         raise GraphError(f"{name!r} is neither a parameter nor a module with a weight of this model")
 
 
-def covering(module: str, modules: Mapping[str, str]) -> str | None:
-    """Return the reason given for a module or for one that contains it."""
-    while module:
-        if module in modules:
-            return modules[module]
-        module = module.rpartition(".")[0]
-    return modules.get("")
-
-
-SPLITS = frozenset({"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias"})
-
-
-def split_sizes(before: Axes, after: Axes) -> Iterator[tuple[int, Labels]]:
-    """Yield the flat size of every labelled dimension that a reshape splits or joins, with its labels.
-
-    One that is split into a leading count, such as (3, heads, head size), also counts without it.
-    """
-    for old, new in reshape_cells(before.shape, after.shape):
-        if len(old) == len(new) == 1:
-            continue
-        for flat, flat_dims, many, dims in ((before, old, after, new), (after, new, before, old)):
-            for dim in flat_dims:
-                labels = flat.labels(dim)
-                if labels is not None:
-                    yield flat.shape[dim], labels
-                    for start in range(1, len(dims) - 1) if len(flat_dims) == 1 else ():
-                        yield math.prod(many.shape[d] for d in dims[start:]), labels
-
-
 def _is_in(module: str, scope: str) -> bool:
     return not scope or module == scope or module.startswith(f"{scope}.")
 
 
-def _parents(module: str) -> Iterator[str]:
-    while module:
-        module = module.rpartition(".")[0]
-        yield module
+def lost_labels(leaves: Iterable[Leaf], kept: Kept) -> Iterator[Labels]:
+    """Yield, for every dimension that shrinks, the labels that it loses.
+
+    Args:
+        leaves: Tensors with their labels.
+        kept: Tensor name -> dimension -> kept indices.
+
+    Yields:
+        Labels, as they stand in the leaves.
+    """
+    for leaf in leaves:
+        for dim, indices in kept.get(leaf.name, {}).items():
+            part = leaf.axes.part(dim)
+            if part is not None:
+                gone = np.ones(leaf.axes.shape[dim], dtype=bool)
+                gone[indices] = False
+                yield part.labels[gone]
 
 
 def iter_parts(ops: Iterable[Op]) -> Iterator[tuple[Op, Axes]]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from secateur.errors import GraphError
 from secateur.graph.changes import class_name
-from secateur.graph.coupling import Constraints
+from secateur.graph.constraints import Constraints
 from secateur.graph.repair import Failure, Repair
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from secateur.errors import GraphError
+from secateur.errors import GraphError, SecateurError
 from secateur.forward import attention_fast_path, evaluation_mode_of
 from secateur.graph.state import same_randomness
 from secateur.graph.trees import tensors
@@ -87,7 +87,7 @@ def call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """Run the forward; a failure of the user's own code is reported as such."""
     try:
         return model(*args, **kwargs)
-    except (GraphError, KeyboardInterrupt):
+    except (SecateurError, KeyboardInterrupt):
         raise
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors((args, kwargs)))

@@ -12,35 +12,26 @@ from torch import nn
 
 from secateur.errors import GraphError, PlanError
 from secateur.graph.changes import Drop, Edit, Undo, class_name, drop_all_, edit_, slice_
-from secateur.graph.compare import compare, says_nothing, tolerated
-from secateur.graph.coupling import ONLY_EXPERTS, Constraints, Coupling
-from secateur.graph.examples import Example, other_batches, unseen
+from secateur.graph.constraints import Constraints
+from secateur.graph.coupling import ONLY_EXPERTS, Coupling
+from secateur.graph.examples import Example
 from secateur.graph.experts import count_edits
 from secateur.graph.groups import Unit
 from secateur.graph.ladder import Ladder
-from secateur.graph.model import quiet_forward
 from secateur.graph.native import native_edits
-from secateur.graph.plan import Plan, digest, silence
+from secateur.graph.plan import Plan, digest
+from secateur.graph.prove import prove
 from secateur.graph.repair import Repair
 from secateur.graph.rules import RULES, Rules
-from secateur.graph.state import preserved
 from secateur.graph.trace import Trace, trace
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import all_have_values
-from secateur.graph.values import Probe
-from secateur.graph.verify import Proof, run_reference, run_small
-from secateur.graph.where import first_difference
+from secateur.graph.verify import Proof
 
 Choice = Callable[[Coupling], NDArray[np.bool_]]
 """Marks the units to remove."""
 
 _MOST_ATTEMPTS = 24
-
-_AMPLIFIED = 1e-5
-"""In training mode, norms over values that are nearly alike enlarge rounding: to this part of an output at most."""
-
-_NOISE = 16
-"""A difference up to this many times what a rounding of the inputs makes in the same model is rounding."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +110,9 @@ def shrink(  # noqa: PLR0913
                 continue
             plan = replace(plan, weights=mark)
             if meta or not verify:
-                proof = Proof(0.0, 0.0, 0, {}, "shapes")
+                proof = Proof.of_shapes()
             else:
-                proof, culprit, again = _prove(model, recorded, coupling, alive, plan, undo, first, rules, exact)
+                proof, culprit, again = prove(model, recorded, coupling, alive, plan, undo, first, rules, exact)
                 if again is not None:
                     recorded = again
                     undo.revert()
@@ -199,9 +190,9 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
     try:
         undo.add(plan.apply_(model).revert)
         if not all_have_values(leaf.tensor for leaf in recorded.leaves):
-            proof = Proof(0.0, 0.0, 0, {}, "shapes")
+            proof = Proof.of_shapes()
         else:
-            proof, culprit, again = _prove(
+            proof, culprit, again = prove(
                 model, recorded, coupling, alive, plan, undo, Example(args, kwargs), rules, False
             )
             if culprit is not None or again is not None:
@@ -217,105 +208,6 @@ def replay(model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str
 
 def _places(drops: Sequence[Drop]) -> dict[str, tuple[int, ...]]:
     return {drop.container: drop.places for drop in drops}
-
-
-def _prove(  # noqa: PLR0913
-    model: nn.Module,
-    recorded: Trace,
-    coupling: Coupling,
-    alive: NDArray[np.bool_],
-    plan: Plan,
-    undo: Undo,
-    first: Example,
-    rules: Rules,
-    exact: bool,
-) -> tuple[Proof, str | None, Trace | None]:
-    """Compare with the masked dense model on the example and on unseen inputs.
-
-    Returns:
-        The proof; the module where they part, if they do; a better trace where unseen inputs took another way.
-    """
-    removed = ~alive
-    ready = {leaf.name: leaf.tensor.data for leaf in recorded.leaves if leaf.name in plan.kept}
-    undo.revert()
-    probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves])
-    made_up = unseen(first)
-    training = [recorded.training] if recorded.training is not None else []
-    extras = [*other_batches(made_up), made_up, *training]
-    known = [example for example in recorded.examples if coupling.comparable(example)]
-    examples = list(known)
-    normalised: dict[str, int] = {}
-    difference, scale, silent = 0.0, 0.0, True
-    for number, example in enumerate([*extras, *known]):  # one at a time: outputs can be large
-        extra = number < len(extras)
-        if example is made_up and len(examples) > len(known):
-            continue
-        undo.revert()
-        found = _reference(model, example, extra, recorded, removed, probe, rules)
-        if found is None:
-            examples = [e for e in examples if e is not example]
-            continue
-        reference, counts, used = found
-        if extra:
-            examples.append(example)
-            counts = {}
-        silent &= example.training or says_nothing(reference)
-        if not used <= recorded.touched:
-            again = trace(model, [e for e in examples if not (e.turns or e.training)], exact=exact, rules=rules)
-            return Proof(float("inf"), 0.0, 0, {}), None, again
-        normalised = {name: normalised.get(name, 0) + counts.get(name, 0) for name in normalised | counts}
-        undo.add(plan.apply_(model, ready).revert)
-        gap, size = _gap(model, example, recorded, plan, probe, reference)
-        if example.training and tolerated(size) < gap <= _AMPLIFIED * size:
-            undo.revert()
-            shaken = run_reference(model, [example.shaken()], recorded.leaves, removed, probe, rules)[0]
-            gap = 0.0 if gap <= _NOISE * compare(reference, shaken)[0] else gap
-            del shaken
-        del reference
-        if (gap / tolerated(size), size) > (difference / tolerated(scale), scale):
-            difference, scale = gap, size
-    if silent:
-        raise GraphError(silence(model))
-    proof = Proof(difference, scale, sum(not e.training for e in examples), normalised)
-    if proof.equal:
-        return proof, None, None
-    culprit = first_difference(model, examples, recorded.leaves, removed, plan, probe, rules, undo)
-    return proof, culprit, None
-
-
-def _reference(
-    model: nn.Module,
-    example: Example,
-    extra: bool,
-    recorded: Trace,
-    removed: NDArray[np.bool_],
-    probe: Probe,
-    rules: Rules,
-) -> tuple[list[list[Any]], dict[str, int], set[int]] | None:
-    """Run the masked dense model on one example.
-
-    Some models refuse made-up inputs (another batch size, a missing end-of-sentence token), and a truth value that
-    opened a branch may be a guard where other experts are chosen, or these chosen in turn: ``None`` then.
-    """
-    try:
-        if extra and example is not recorded.training:  # what a forward caches for good must not be in float64
-            with preserved(model), quiet_forward(model, training=example.training):
-                example.run(model)
-        return run_reference(model, [example], recorded.leaves, removed, probe, rules)
-    except GraphError:
-        if not extra and not example.turns and not example.spread:
-            raise
-    return None
-
-
-def _gap(
-    model: nn.Module, example: Example, recorded: Trace, plan: Plan, probe: Probe, reference: list[list[Any]]
-) -> tuple[float, float]:
-    """Run the pruned model on one example; return the worst difference and the scale of what differs."""
-    try:
-        return compare(reference, run_small(model, [example], recorded.leaves, plan.kept, probe), plan.resized)
-    except Exception:  # noqa: BLE001  # the pruned forward stopped, in the user's code; where, is found later
-        return float("inf"), 0.0
 
 
 def merge(edits: Sequence[Edit]) -> list[Edit]:

@@ -16,9 +16,11 @@ from secateur.types import Masks, Weight
 class NM:
     """N kept of every M consecutive weights along the input dimension: 2:4, 1:4, 4:8, any N <= M.
 
-    The name is **kept**:M. Some tools count the pruned ones instead, which shows only away from 2:4. Groups run
-    along the input units of one output unit; for a convolution, at one kernel position. The density is N/M in every
-    layer, so a recipe cannot ask for another one, per layer or in total.
+    The name is **kept**:M. Groups run along the input units of one output unit; for a convolution, at one kernel
+    position. The density is N/M in every layer, so a recipe cannot ask for another one, per layer or in total.
+
+    Pitfalls:
+        Some tools count the pruned ones instead, which shows only away from 2:4.
 
     Args:
         n: Weights kept per group, 1 <= n <= m.
@@ -42,8 +44,9 @@ class NM:
     m: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= self.m:
-            raise PatternError(f"{self.n}:{self.m} is not a pattern: N (kept) must lie in 1..M")
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.n, self.m))
+        if not (whole and 1 <= self.n <= self.m):
+            raise PatternError(f"{self.n}:{self.m} is not a pattern: N (kept) must be a whole number in 1..M")
 
     @property
     def density(self) -> float | None:

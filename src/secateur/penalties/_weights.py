@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch.nn import Module
 from torch.nn.parameter import UninitializedParameter
@@ -66,10 +66,10 @@ def settle(penalty: object, *options: str) -> None:
     """Turn lists among a frozen penalty's options into tuples.
 
     Raises:
-        RecipeError: On a text where a list is expected, which would fall apart into letters.
+        RecipeError: On anything but a list; a text would fall apart into letters.
     """
     for option in options:
         value = getattr(penalty, option)
-        if isinstance(value, str):
+        if isinstance(value, str) or not isinstance(value, Iterable):
             raise RecipeError(f"{type(penalty).__name__}: {option} must be a list, got {value!r}; write [{value!r}]")
         object.__setattr__(penalty, option, tuple(value))

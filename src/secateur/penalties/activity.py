@@ -41,6 +41,8 @@ class PenalisedActivity:
     def __init__(self, model: nn.Module, penalty: ActivityPenalty) -> None:
         if isinstance(penalty, type) or not isinstance(penalty, ActivityPenalty):
             raise RecipeError(f"expected an ActivityPenalty such as Chauvin(1e-4), got {penalty!r}")
+        if not isinstance(model, nn.Module):
+            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.penalty = penalty
         self._model = model
         self._names = penalty.modules(model)

@@ -39,6 +39,10 @@ class Chauvin:
     ``value()`` is added to the loss. Units that carry nothing fall silent; find them by
     :class:`~secateur.scores.ActivationStatistic` afterwards.
 
+    Pitfalls:
+        Weights behind a unit can make up for an output that has shrunk: add weight decay. A silent unit is still there:
+        find it and cut it out. Activation functions that are called and are no modules are not watched.
+
     Args:
         strength: :math:`\mu`.
         order: :math:`n`.

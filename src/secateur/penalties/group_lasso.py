@@ -46,6 +46,11 @@ class GroupLasso:
     :func:`~secateur.structure.coupled_groups`. With the columns that read a channel (``readers=True``) elements are in
     two groups, and there is no proximal step. In grouped convolutions ``in`` takes the same place of every group.
 
+    Pitfalls:
+        Large groups shrink along with the small ones: prune, and train on without it. Without ``proximal_step`` no
+        group is ever exactly zero. A norm behind a layer divides its scale out again, so that weights can shrink
+        without anything getting smaller; ``coupled`` groups include the norm's scale.
+
     Args:
         strength: :math:`\lambda`.
         by: What a group is.

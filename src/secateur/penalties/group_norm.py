@@ -27,6 +27,10 @@ class GroupNorm:
     :math:`\lambda \gamma_k w_k`, which is added before each step. The paper presses on everything coupled to a
     channel: ``by = "coupled"``, with the columns that read it.
 
+    Pitfalls:
+        Only units of one weight or group are compared: where all matter the smallest is pressed on all the same. No
+        unit becomes exactly zero: prune afterwards.
+
     Args:
         strength: :math:`\lambda`.
         alpha: :math:`\alpha`.

@@ -11,7 +11,7 @@ from torch.nn import Module
 from secateur.errors import RecipeError, check_number, check_whole
 from secateur.penalties._units import By, check_units, half_squares, parameters_by, scaled, units_of
 from secateur.penalties._weights import settle
-from secateur.select import keep_top_k
+from secateur.select import keep_global
 from secateur.types import CoupledGroup, Tensors
 
 
@@ -23,13 +23,16 @@ class Growing:
         \lambda_n = \min(\lambda_\infty, \lambda_0 + \delta \lfloor n / K \rfloor)
 
     in step :math:`n`, with :math:`\lambda_0` = ``strength``, :math:`\delta` = ``step``, :math:`K` = ``every`` and
-    :math:`\lambda_\infty` = ``ceiling``. :math:`P` is chosen once, at the start: in every weight (or coupled group)
-    the ``share`` of units with the smallest :math:`\|w_k\|_1`, rounded down, exactly. So start from a trained network,
-    and prune the same share afterwards. What a unit is, ``by`` says, as in
+    :math:`\lambda_\infty` = ``ceiling``. :math:`P` is chosen once, at the start: in every weight (or coupled group) the
+    ``share`` of units with the smallest :math:`\|w_k\|_1`, rounded down, exactly. What a unit is, ``by`` says, as in
     :class:`~secateur.penalties.GroupLasso`.
 
     The gradient :math:`\lambda_n w` is added before each step. Weights shrink with :math:`\eta \lambda_n`, so a
     ceiling near one over the learning rate is the most that makes sense; the paper grows from 1e-4 to 1.
+
+    Pitfalls:
+        The units are chosen once, at the start: begin with a trained network, and prune the same share afterwards. With
+        plain SGD a ceiling above two over the learning rate diverges.
 
     Args:
         share: Fraction of the units that is pressed on.
@@ -95,7 +98,8 @@ class Growing:
         state = {}
         for some in units_of(self.by, self.groups, weights):
             sizes = some.total({m.name: weights[m.name].abs() for m in some.members})
-            gone = ~keep_top_k(sizes, some.count - int(self.share * some.count + 1e-9))
+            stay = some.count - int(self.share * some.count + 1e-9)
+            gone = ~keep_global({some.name: sizes}, stay)[some.name]
             state[some.name] = self.strength * gone.to(sizes)
         if self.share > 0 and not any(bool(s.any()) for s in state.values()):
             raise RecipeError(f"growing: share = {self.share} of at most {max(map(len, state.values()))} units is none")

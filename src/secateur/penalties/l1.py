@@ -27,8 +27,12 @@ class L1:
     .. math:: w \leftarrow \mathrm{sign}(w) \max(0, |w| - \eta \lambda)
 
     instead, with :math:`\eta` how far the optimizer's step goes for a gradient of one: the same minimum, with exact
-    zeros. It presses on large weights as on small ones, so what stays is smaller than it should be: prune, and train
-    on without it.
+    zeros.
+
+    Pitfalls:
+        It presses on large weights as on small ones, so what stays is smaller than it should be: prune, and train on
+        without it. Without ``proximal_step`` no weight is ever exactly zero. A norm behind a layer divides its scale
+        out again, so that weights can shrink without anything getting smaller.
 
     Args:
         strength: :math:`\lambda`.

@@ -53,6 +53,8 @@ class Penalised:
         if isinstance(penalty, type) or not isinstance(penalty, Penalty):
             raise RecipeError(f"expected a Penalty such as ScaleL1(1e-4), got {penalty!r}")
         self.penalty = penalty
+        if not isinstance(model, nn.Module):
+            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
         names = dict.fromkeys(penalty.parameters(model))
         self._parameters = {n: p for n, p in parameters_of(model, names).items() if p.requires_grad}
         if not self._parameters:

@@ -31,8 +31,12 @@ class ScaleL1:
     rescales it element by element), so that both forms have one minimum, and they become exactly zero.
 
     The paper starts scales at 0.5 (``nn.init.constant_(norm.weight, 0.5)``) and takes 1e-4 for VGG, 1e-5 for ResNets.
-    Weight decay on the scales is a second penalty on them. Prune by :class:`~secateur.scores.NormScale` afterwards, and
-    fold the shifts that are left behind (:func:`~secateur.structure.fold_constants_`).
+    Prune by :class:`~secateur.scores.NormScale` afterwards, and fold the shifts that are left behind
+    (:func:`~secateur.structure.fold_constants_`).
+
+    Pitfalls:
+        Weight decay on the scales is a second penalty on them. A channel whose scale is zero still puts out its shift,
+        which the layers that follow have learned to expect: fold it, or outputs move when it is cut out.
 
     Args:
         strength: :math:`\lambda`.

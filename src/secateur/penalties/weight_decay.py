@@ -29,7 +29,8 @@ class WeightDecay:
     strength. On a quadratic loss with Hessian :math:`H` and minimum :math:`w_0` both end at
     :math:`(H + \lambda I)^{-1} H w_0`.
 
-    No weight becomes exactly zero: prune by magnitude afterwards. An optimizer's own ``weight_decay`` adds to this.
+    Pitfalls:
+        No weight becomes exactly zero: prune by magnitude afterwards. An optimizer's own ``weight_decay`` adds to this.
 
     Args:
         strength: :math:`\lambda`.

@@ -43,9 +43,13 @@ class WeightElimination:
 
     The paper starts from zero, raises :math:`\lambda` while the error falls and cuts it back when it rises, comparing
     errors of whole epochs: for that, let ``every`` be the number of steps in one. The three cases and their numbers are
-    written from memory of it and were not compared with its text: take all defaults, ``delta`` and ``cut`` included,
-    as this library's own. So is that the first :math:`E_n` only starts the comparison, and that :math:`\lambda` stops
-    at zero. There is no proximal step: the penalty is not convex.
+    written from memory of it and were not compared with its text: take all defaults, ``delta`` and ``cut`` included, as
+    this library's own. So is that the first :math:`E_n` only starts the comparison, and that :math:`\lambda` stops at
+    zero.
+
+    Pitfalls:
+        The penalty is not convex: there is no proximal step, and pressed on from the first step, weights below the
+        scale are driven out before any has learned something. Nothing becomes exactly zero: prune afterwards.
 
     Args:
         strength: :math:`\lambda`, or nothing for one that follows the error.

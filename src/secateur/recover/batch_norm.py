@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError, SecateurWarning, WeightError
-from secateur.forward import call_model, evaluation_mode_of
+from secateur.forward import call_model, check_batches, evaluation_mode_of, run_on
 
 # Shapes: N samples, C channels, * positions
 
@@ -69,7 +70,8 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
 
     Raises:
         WeightError: When the models' batch norms differ in name or width.
-        DataError: When fewer than two values per channel reach a norm; the model is unchanged then.
+        DataError: When fewer than two values per channel, or NaN, reach a norm, or a forward fails; the model is
+            unchanged then.
 
     References:
         The matching of moments is this library's own choice; the problem is described by Hao Li et al., Pruning
@@ -87,7 +89,7 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         seen[name] = _moments(name, norm, x)
 
     with evaluation_mode_of(dense), _hooks(reference, skipped, remember):
-        forward(dense, inputs)
+        run_on(forward, dense, inputs, 0, what="the dense model's forward", error=DataError)
     skipped |= {n: f"called {c} times in one forward pass" for n, c in calls.items() if n not in skipped and c != 1}
     moved = [0.0]
 
@@ -100,12 +102,14 @@ def rematch_bn_(model: nn.Module, dense: nn.Module, inputs: Any, *, forward: For
         # only blow up rounding noise.
         scaled = gamma_d * (std_d / std.clamp_min(1e-300))
         gamma = torch.where(std > _CONSTANT * std_d, scaled, torch.where(std_d > 0, torch.zeros_like(scaled), gamma_d))
+        beta = beta_d + (gamma_d * mean_d - gamma * mean)
+        _refuse_infinite(name, gamma, beta)
         norm.weight.copy_(gamma)
-        norm.bias.copy_(beta_d + (gamma_d * mean_d - gamma * mean))
+        norm.bias.copy_(beta)
         return norm.forward(x)
 
     with _untouched_on_error(norms), evaluation_mode_of(model), _hooks(norms, skipped, repair):
-        forward(model, inputs)
+        run_on(forward, model, inputs, 0, what="the model's forward", error=DataError)
     return Moved(len(norms) - len(skipped), max(moved), skipped)
 
 
@@ -131,12 +135,14 @@ def reestimate_bn_(
         How far the statistics moved.
 
     Raises:
-        DataError: When there are no batches; the model is unchanged then.
+        DataError: When there are no batches, one is empty or makes the forward fail, or NaN reaches a norm; the model
+            is unchanged then.
 
     References:
         Bailin Li, Bowen Wu, Jiang Su, Guangrun Wang, EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
         Pruning, 2020.
     """
+    check_batches("batches", batches, error=DataError)
     norms = {n: m for n, m in _norms(model).items() if m.track_running_stats and m.running_mean is not None}
     skipped = {n: "keeps no running statistics" for n in _norms(model) if n not in norms}
     if not norms:
@@ -151,10 +157,14 @@ def reestimate_bn_(
                 norm.momentum = None  # the cumulative average
                 norm.train()
             for batch in batches:
-                forward(model, batch)
+                if next((not len(t) for t in tree_leaves(batch) if isinstance(t, Tensor) and t.dim()), False):
+                    raise DataError(f"batch {count} has no samples, and would count like any other; leave it out")
+                run_on(forward, model, batch, count, what="the model's forward", error=DataError)
                 count += 1
             if count == 0:
                 raise DataError("re-estimating batch-norm statistics needs at least one batch of inputs; got none")
+            for name, norm in norms.items():
+                _refuse_infinite(name, _buffer(norm.running_mean), _buffer(norm.running_var))
     finally:
         for name, norm in norms.items():
             norm.momentum = momenta[name]
@@ -193,7 +203,17 @@ def _untouched_on_error(norms: dict[str, _BatchNorm]) -> Iterator[None]:
         raise
 
 
+def _refuse_infinite(name: str, *values: Tensor) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise DataError(
+            f"{name}: NaN or infinite values reach it, or none at all (an empty batch); leave such inputs out, or look "
+            "at the weights"
+        )
+
+
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    if not isinstance(model, nn.Module):
+        raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.errors import DataError, check_number
+from secateur.errors import DataError, check_number, check_whole
 from secateur.registry import Registry
 
 # Shapes: N samples, C classes, * positions
@@ -146,18 +147,27 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     """
     check_number("distill: temperature", temperature, above=True)
     _check_outputs(student, teacher)
+    check_whole("distill: dim", dim, least=-student.dim(), error=DataError)
     if student.dim() < 2 or not -student.dim() <= dim < student.dim():
         raise DataError(
             f"outputs of shape {tuple(student.shape)} have no classes in dimension {dim}: expected logits of shape "
             "(samples, classes, ...), or say dim"
         )
-    log_p = F.log_softmax(student / temperature, dim)
-    log_q = F.log_softmax(teacher.detach() / temperature, dim)
+    # In sixteen bits the two terms of a divergence near zero would be rounded past each other.
+    wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    log_p = F.log_softmax(student.to(wide) / temperature, dim)
+    log_q = F.log_softmax(teacher.detach().to(wide) / temperature, dim)
     rows = max(student.numel() // max(student.shape[dim], 1), 1)
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True) * (temperature**2 / rows)
 
 
 def _check_outputs(student: Tensor, teacher: Tensor) -> None:
+    for who, outputs in (("network", student), ("teacher", teacher)):
+        if not isinstance(outputs, Tensor):
+            raise DataError(
+                f"the {who}'s outputs are a {type(outputs).__name__}, and distillation compares tensors; take the one "
+                "that matters, out.logits for example"
+            )
     if student.shape != teacher.shape:
         raise DataError(
             f"the network's outputs have shape {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}: "

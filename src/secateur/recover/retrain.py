@@ -148,6 +148,9 @@ class WeightRewinding:
     The data order and every other random choice of what is trained again are repeated too, so a mask that keeps all
     weights reproduces the dense training bit for bit.
 
+    Pitfalls:
+        On large networks going back to the initial weights fails: go back to a point a little later.
+
     Args:
         epochs: Epochs per round; at most as many as the network was trained for.
         rewind_to: :math:`k`; give this or ``epochs``.

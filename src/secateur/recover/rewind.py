@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur._rng import capture_rng, restore_rng
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, WeightError, check_whole
 from secateur.masks import apply_masks_, check_masks, clear_optimizer_state_
 from secateur.types import Tensors
 
@@ -19,6 +19,7 @@ STATE_VERSION = 1
 _LISTED = 4
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """A learning-rate schedule, as far as rewinding goes."""
 
@@ -78,6 +79,12 @@ class Rewind:
         scheduler: Stateful | None = None,
         rng: bool = True,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise WeightError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if scheduler is not None and not isinstance(scheduler, Stateful):
+            raise WeightError(f"expected a learning-rate schedule with a state_dict, got {type(scheduler).__name__}")
         self._model: nn.Module = getattr(model, "_orig_mod", model)
         self._optimizer, self._scheduler, self._rng = optimizer, scheduler, rng
         self._kept: dict[str, Any] | None = None
@@ -97,6 +104,7 @@ class Rewind:
         Args:
             step: Optimizer steps so far; :meth:`rewind_` returns it.
         """
+        check_whole("the step of a point to rewind to", step, least=0, error=CheckpointError)
         self._kept = {
             "version": STATE_VERSION,
             "step": step,
@@ -117,11 +125,14 @@ class Rewind:
             The step that the training stands at again.
 
         Raises:
-            CheckpointError: When nothing was saved yet.
+            CheckpointError: When nothing was saved yet, or model or optimizer have changed since; nothing was changed.
             WeightError: When a mask does not belong to the model; nothing was changed.
         """
-        kept, masks = self._point(), masks or {}
+        kept, masks = self._point(), {} if masks is None else masks
         check_masks(self._model, masks)
+        self._check_fits(kept, weights=True)
+        if self._rng:
+            restore_rng(kept["rng"])  # first: it refuses what is none, and nothing below draws
         for name, value in self._tensors().items():
             value.copy_(kept["model"][name])
         apply_masks_(self._model, masks)
@@ -130,8 +141,6 @@ class Rewind:
             self._optimizer.load_state_dict(copy.deepcopy(kept["optimizer"]))
             clear_optimizer_state_(self._optimizer, self._model, masks)
         self._rewind_scheduler()
-        if self._rng:
-            restore_rng(kept["rng"])
         return self.step
 
     def rewind_learning_rate_(self) -> int:
@@ -141,14 +150,43 @@ class Rewind:
             The step of the kept point.
 
         Raises:
-            CheckpointError: When nothing was saved yet.
+            CheckpointError: When nothing was saved yet, or the optimizer has changed since; nothing was changed.
         """
         kept = self._point()
+        self._check_fits(kept, weights=False)
         if self._optimizer is not None:
             for group, saved in zip(self._optimizer.param_groups, kept["optimizer"]["param_groups"], strict=True):
                 group.update({key: copy.deepcopy(value) for key, value in saved.items() if key != "params"})
         self._rewind_scheduler()
         return self.step
+
+    def _check_fits(self, kept: Mapping[str, Any], *, weights: bool) -> None:
+        """Refuse a point of another model or optimizer, before anything is put back.
+
+        Raises:
+            CheckpointError: Says what differs.
+        """
+        ours = {name: tuple(value.shape) for name, value in self._tensors().items()}
+        theirs = {n: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for n, v in kept["model"].items()}
+        odd = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)) if weights else []
+        if odd:
+            raise CheckpointError(
+                f"this point to rewind to is of another model: they differ in {odd[:_LISTED]}. Of a network that was "
+                "cut smaller, save a point after the cut"
+            )
+        if self._optimizer is None:
+            return
+        try:
+            sizes = [len(group["params"]) for group in kept["optimizer"]["param_groups"]]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"this point to rewind to holds no optimizer's state: {type(error).__name__}: {error}"
+            ) from error
+        own = [len(group["params"]) for group in self._optimizer.param_groups]
+        if own != sizes:
+            raise CheckpointError(
+                f"this point to rewind to is of another optimizer: its groups held {sizes} parameters, and hold {own}"
+            )
 
     def _rewind_scheduler(self) -> None:
         if self._scheduler is None:
@@ -190,15 +228,13 @@ class Rewind:
         if missing or state["version"] != STATE_VERSION:
             what = f"lacks {sorted(missing)}" if missing else f"has version {state['version']}"
             raise CheckpointError(f"this point to rewind to {what}; expected version {STATE_VERSION}")
-        ours = {name: tuple(value.shape) for name, value in self._tensors().items()}
-        theirs = {name: tuple(value.shape) for name, value in state["model"].items()}
-        if odd := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-            raise CheckpointError(f"this point to rewind to is of another model: they differ in {odd[:_LISTED]}")
+        check_whole("this point to rewind to: step", state["step"], least=0, error=CheckpointError)
         parts = {"optimizer": self._optimizer, "scheduler": self._scheduler, "rng": self._rng or None}
         for part, here in parts.items():
             if here is not None and state[part] is None:
                 what = "random generators: say rng=False here" if part == "rng" else f"{part} that is here"
                 raise CheckpointError(f"this point to rewind to was saved without the {what}")
+        self._check_fits(state, weights=True)
         self._kept = copy.deepcopy(dict(state))
 
 

@@ -38,9 +38,10 @@ class ActivationStatistic:
     everywhere and says nothing. ``deviation`` takes a unit that is large and constant for dispensable, which it is when
     its constant is folded into the layers that read it (:func:`~secateur.structure.fold_constants_`).
 
-    Activations say nothing about what the readers make of them, and compare layers by scale: rank layerwise, or
-    normalise. Padded positions count like all others. Groups that something else than a layer reads (a product of
-    activations, a recurrent layer) are left whole, and reported.
+    Pitfalls:
+        Activations say nothing about what the readers make of them, and compare layers by scale: rank layerwise, or
+        normalise. Padded positions count like all others. Groups that something else than a layer reads (a product of
+        activations, a recurrent layer) are left whole, and reported.
 
     Cost:
         One forward pass per batch, and one more number per channel.

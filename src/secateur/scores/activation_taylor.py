@@ -34,8 +34,10 @@ class ActivationTaylor:
     ``descent`` keeps the sign, the predicted rise of the loss on removal, as Skeletonization does. With the average
     ``recent`` the mean of a batch counts 0.2, and what was known before it 0.8.
 
-    Groups that something else than a layer reads (a product of activations, a recurrent layer) are left whole, and
-    reported. The loss must be a mean over the samples of a batch.
+    Pitfalls:
+        The loss must be a mean over the samples of a batch. At a minimum the ``signed`` and ``descent`` forms vanish.
+        Groups that something else than a layer reads (a product of activations, a recurrent layer) are left whole, and
+        reported.
 
     Cost:
         One forward and backward pass per batch, and the activations that the layers read, held until then.
@@ -102,9 +104,10 @@ def skeletonization() -> ActivationTaylor:
     with :math:`\alpha_u` a factor on what the unit hands on. The sign is kept: units whose removal lowers the loss go
     first. This is ``ActivationTaylor(form="descent", average="recent", normalise="none")``.
 
-    The paper's relevance is that of the linear error :math:`\sum |t - o|`, because the derivative of the squared error
-    vanishes as training succeeds. The loss is yours: return the absolute error from ``loss_fn``, whatever was trained
-    on.
+    Pitfalls:
+        The derivative of the squared error vanishes as training succeeds, so the paper's relevance is that of the
+        linear error :math:`\sum |t - o|`. The loss is yours: return the absolute error from ``loss_fn``, whatever was
+        trained on. The latest batches count most: the order of the batches changes the ranking.
 
     Cost:
         One forward and backward pass per batch, and the activations that the layers read, held until then.

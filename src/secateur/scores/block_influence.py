@@ -19,6 +19,11 @@ class BlockInfluence:
 
     Channels are the last dimension of the stream, or the second where it has four (images). Needs batches, not labels.
 
+    Pitfalls:
+        How far a block turns the stream says nothing of what later blocks make of the turn, and once one block is gone
+        the others turn other streams: score anew, or check the loss. Only blocks of one stack whose parameters have the
+        same shapes are compared.
+
     Cost:
         One forward pass per batch, and a cosine per block.
 

@@ -18,8 +18,11 @@ class BruteForce:
     .. math:: S_i = \bar L(w \text{ with } w_i = 0) - \bar L(w)
 
     One evaluation over all batches for each weight: for tiny networks, single layers, and to judge other scores by.
-    Weights whose removal lowers the loss go first. Removals together cost more or less than the sum of removals one by
-    one: of two units that do the same, each alone can be spared.
+    Weights whose removal lowers the loss go first.
+
+    Pitfalls:
+        Removals together cost more or less than the sum of removals one by one: of two units that do the same, each
+        alone can be spared. Single removals change the loss little: a few samples or float32 may rank by noise.
 
     Cost:
         One pass over all batches for every weight or unit that is tried; no memory.

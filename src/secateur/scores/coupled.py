@@ -28,8 +28,11 @@ class Coupled:
               \hat S_u = S_u \,/\, \mathrm{normalise}_{v \in \text{group}}(S_v)
 
     ``over = "out"`` with magnitudes and ``sum`` is the filter norm of Li et al.; ``over = "all"`` with squared
-    magnitudes, ``mean`` and ``normalise = "mean"`` is the group norm of DepGraph. Without normalisation, a global
-    ranking compares groups by the scale of their weights.
+    magnitudes, ``mean`` and ``normalise = "mean"`` is the group norm of DepGraph.
+
+    Pitfalls:
+        Without normalisation, a global ranking compares groups by the scale of their weights. With ``over = "all"`` a
+        group that many layers read is rated by its readers more than by itself.
 
     Cost:
         What the element score costs, and a sum.

@@ -20,6 +20,10 @@ class GeometricMedian:
     says least that the others do not, and goes first. A filter far from zero but near the crowd is pruned; a small one
     far from it stays, unlike with a norm.
 
+    Pitfalls:
+        Distances grow with the scale of a layer's weights and with its number of units: rank layerwise. Of two filters
+        that are equal both are called replaceable, and both may go; what the readers make of a filter is not seen.
+
     Cost:
         The distances of all pairs of a group's units: units² times weights per unit.
 

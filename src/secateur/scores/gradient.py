@@ -27,7 +27,9 @@ class WeightGradient:
     A third form, ``descent``, keeps the sign of the sum, :math:`S = -w \cdot \tfrac1B\sum_b g_b`, the predicted rise of
     the loss on removal: weights whose removal is predicted to *lower* the loss go first.
 
-    At a minimum the mean gradient is zero, and ``signed`` says nothing; a tiny batch makes all three noisy.
+    Pitfalls:
+        At a minimum the mean gradient is zero, and ``signed`` says nothing; a tiny batch makes all three noisy. To
+        first order a weight's removal is a small step, which that of a large weight is not.
 
     Cost:
         One forward and backward pass per batch, and one more number per weight.

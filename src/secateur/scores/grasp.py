@@ -19,16 +19,22 @@ class Grasp:
 
     The paper scores :math:`-w \odot Hg` and removes the highest; here as everywhere a high score is kept, so the sign
     is the other one. Weights whose removal *raises* the gradient's norm go first. Meant for one shot before training,
-    on about ten samples per class, classes balanced. Where the network is piecewise linear and the loss nearly so,
-    :math:`H` is close to zero and the score is noise.
+    on about ten samples per class, classes balanced.
+
+    Pitfalls:
+        Where the network is piecewise linear and the loss nearly so, :math:`H` is close to zero and the score is noise.
+        The authors' code scores with the fully connected layers drawn anew; here the weights are scored as they are.
+        What it finds may be shares of layers and not weights: masks of such scores were shuffled within their layers at
+        no loss (Frankle and others, 2021), so compare with the ablation ``shuffle``.
 
     Cost:
         Two passes over the batches, the second differentiated twice; two more numbers per weight, and the graph of the
         first derivative.
 
     Args:
-        temperature: The loss sees the model's outputs divided by it; the paper takes 200, for logits. Here 1: the
-            outputs as they are.
+        temperature: The loss sees the model's outputs divided by it. 200 is what the authors' own code does, so that
+            the softmax is nearly uniform and all classes count alike. Give 1 where the outputs are no logits (a
+            regression), or where the model returns its loss itself.
 
     Example:
         >>> import torch
@@ -39,10 +45,11 @@ class Grasp:
 
     References:
         Chaoqi Wang, Guodong Zhang, Roger Grosse, Picking Winning Tickets Before Training by Preserving Gradient Flow,
-        2020.
+        2020. Jonathan Frankle, Gintare Karolina Dziugaite, Daniel M. Roy, Michael Carbin, Pruning Neural Networks at
+        Initialization: Why are We Missing the Mark?, 2021 (shuffled masks).
     """
 
-    temperature: float = 1.0
+    temperature: float = 200.0
 
     def __post_init__(self) -> None:
         HessianGradient(self.temperature)

@@ -23,9 +23,10 @@ class Karnin:
     :math:`w` linearly to one from zero: exact for a weight that began at zero on a quadratic without interactions,
     :math:`\tfrac12 h w^2`.
 
-    Where the initial weight lies beyond the final one (same sign, larger) the estimate is negative though the weight
-    matters, and such weights go first. A weight that has hardly moved (by less than 1e-6 of its size) says nothing:
-    its score is 0.
+    Pitfalls:
+        Where the initial weight lies beyond the final one (same sign, larger) the estimate is negative though the
+        weight matters, and such weights go first. A weight that has hardly moved (by less than 1e-6 of its size) says
+        nothing: its score is 0.
 
     Cost:
         Two more numbers per weight during training, and a copy of weights and gradients during a step; none afterwards.
@@ -72,6 +73,10 @@ class Movement:
     A step against the gradient makes a weight larger in size where :math:`g\,w < 0`: weights that grow are kept,
     whatever their size. This is the paper's learnt score up to its learning rate, of a dense training that is watched;
     the paper masks by the score while it trains.
+
+    Pitfalls:
+        Scores start at zero and know only what training did: after a few steps, or where hardly any gradient reached a
+        weight, their sign is chance. A weight that was large from the start and stays as it is counts for nothing.
 
     Cost:
         Two more numbers per weight during training, and a copy of weights and gradients during a step; none afterwards.

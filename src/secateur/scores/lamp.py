@@ -23,10 +23,13 @@ class Lamp:
 
     The order within a layer is that of the inner score. Across layers, ranked globally, it weighs a weight against what
     its own layer would have left: the largest of every layer scores 1, so that no layer is emptied, and none is
-    favoured for the scale of its weights. Use it with the global allocation; layerwise it ranks as the inner score.
+    favoured for the scale of its weights.
 
-    Of equals the one with the lowest index goes first, and its score counts all the others as outliving it; the
-    authors' code gives them one score, which is less than 1 for a layer whose largest weights are equal.
+    Pitfalls:
+        Use it with the global allocation; layerwise it ranks as the inner score. It makes layers comparable, not right:
+        a layer that hardly matters keeps its share all the same. Of equals the one with the lowest index goes first,
+        and its score counts all the others as outliving it; the authors' code gives them one score, which is less than
+        1 for a layer whose largest weights are equal.
 
     Cost:
         One sort of each layer's weights, in float64.

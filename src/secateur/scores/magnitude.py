@@ -21,8 +21,10 @@ class Magnitude:
     with :math:`p` = ``p``. For single weights both ranks are the same; summed over a block or a filter, p = 1 gives
     the L1 norm and p = 2 the squared L2 norm.
 
-    Global ranking compares layers by scale: multiplying a convolution in front of a batch norm by 1000 changes nothing
-    that the network computes and everything about this score.
+    Pitfalls:
+        Global ranking compares layers by scale: multiplying a convolution in front of a batch norm by 1000 changes
+        nothing that the network computes and everything about this score. Rank layerwise, or by ``lamp``, where scales
+        differ.
 
     Cost:
         Nothing: no data, no pass.

@@ -15,9 +15,13 @@ class NormScale:
 
     .. math:: S_u = \textstyle\sum_l |\gamma_{l,u}|
 
-    summed over the normalisations that the unit passes through (one, in a plain network). It means something after
-    training with an L1 penalty on :math:`\gamma`: without one, scales say little. Groups that no normalisation follows
-    are left whole, and reported.
+    summed over the normalisations that the unit passes through (one, in a plain network). Groups that no normalisation
+    follows are left whole, and reported.
+
+    Pitfalls:
+        A scale means something after training with an L1 penalty on :math:`\gamma`: without one, scales say little. The
+        shift of a channel outlives its scale: fold it into what follows (:func:`~secateur.structure.fold_constants_`),
+        or the outputs move.
 
     Cost:
         Nothing: no data, no pass.

@@ -28,8 +28,10 @@ class OptimalBrainDamage:
     negative: as many backward passes per sample as outputs. ``hutchinson`` is the Hessian itself, from products with
     random signs; negative estimates count as zero.
 
-    Off a minimum the gradient's part, which ``weight_gradient`` scores, is missing; and where samples are fitted
-    perfectly their gradients vanish, and ``fisher`` with them.
+    Pitfalls:
+        Off a minimum the gradient's part, which ``weight_gradient`` scores, is missing; and where samples are fitted
+        perfectly their gradients vanish, and ``fisher`` with them. Weights are taken to act alone: of two that do the
+        same, each looks free, and both may go.
 
     Cost:
         ``fisher``: one backward pass per batch and the products of each layer's own; ``gauss_newton``: as many backward

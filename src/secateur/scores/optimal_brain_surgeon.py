@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.errors import PatternError, check_choice
+from secateur.errors import PatternError, check_choice, check_whole
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher, Piece
 from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import eliminate, group_losses
@@ -25,11 +25,10 @@ class OptimalBrainSurgeon:
 
     .. math:: S_q = \frac{w_q^2}{2 [F^{-1}]_{qq}}
 
-    ``single`` rates every weight as if it were the only one to go: of two equal inputs both look free. ``greedy``
-    removes one weight after the other from each block, each time the one that costs least, moves the others and takes
-    the weight out of :math:`F^{-1}`; a weight's score is what its own removal added, or what an earlier one of its
-    block did if that was more. Keeping the k highest scores is then the greedy choice over all blocks, for every k at
-    once.
+    ``single`` rates every weight as if it were the only one to go. ``greedy`` removes one weight after the other from
+    each block, each time the one that costs least, moves the others and takes the weight out of :math:`F^{-1}`; a
+    weight's score is what its own removal added, or what an earlier one of its block did if that was more. Keeping the
+    k highest scores is then the greedy choice over all blocks, for every k at once.
 
     With ``group`` (of the single order), consecutive weights are rated together and share what that costs equally, so
     that the pattern ``block`` with rows = 1 and cols = ``group`` adds up to the exact loss of its unit:
@@ -38,8 +37,12 @@ class OptimalBrainSurgeon:
 
     Any other pattern adds up scores of single weights, which leaves out how those of one unit belong together; greedy
     scores know nothing of patterns either. The weights themselves are moved by the solver of the same name; both with
-    the same options share one matrix. Gradients of a few samples say little of a large block: give at least as many
-    samples as ``block``, or damp.
+    the same options share one matrix.
+
+    Pitfalls:
+        Of two equal inputs ``single`` finds both free; only ``greedy`` keeps one. Gradients of a few samples say little
+        of a large block: give at least as many samples as ``block``, or damp. The quadratic model holds at a minimum:
+        off one the gradient's part is missing.
 
     Cost:
         For N samples and blocks of B weights: N gradients of single samples; N B multiplications per weight to add up
@@ -84,7 +87,9 @@ class OptimalBrainSurgeon:
 
     def __post_init__(self) -> None:
         check_choice("optimal_brain_surgeon: order", self.order, ("single", "greedy"))
+        check_whole("optimal_brain_surgeon: block", self.block, least=0)
         _ = self._statistic
+        check_whole("optimal_brain_surgeon: group", self.group, error=PatternError)
         if self.group < 1 or (self.block and self.block % self.group):
             raise PatternError(
                 f"optimal_brain_surgeon: group={self.group} must divide block={self.block}, so that no group is cut"

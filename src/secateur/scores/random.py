@@ -20,6 +20,10 @@ class Random:
     The stream depends on the seed and the weight's name only, so a layer's scores do not change when another layer is
     added, and pruning again (a further round) ranks the survivors as before.
 
+    Pitfalls:
+        One seed says little: report several. Ranked globally every layer keeps about the same share; for a control with
+        the shares of the method that is judged, use the allocation ``proportions``.
+
     Cost:
         Nothing but the numbers themselves.
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import MissingStatsError, TargetError, check_choice
+from secateur.errors import MissingStatsError, TargetError, check_choice, check_number, check_whole
 from secateur.types import GroupView, Stats
 
 Outputs = Literal["logits", "values"]
@@ -36,7 +36,11 @@ class Sensitivity:
 
     Several passes over the same batches draw new directions: give ``batches * 4`` for a quarter of the variance.
     Batches must be what the model is called with, or ``loss_fn(model, batch)`` must return the outputs that matter.
-    Groups that something else than a layer reads are left whole, and reported.
+
+    Pitfalls:
+        Directions are random: with few samples neighbouring units change places from seed to seed. Outputs that are no
+        logits need ``outputs="values"``, or the softmax weighs them by chance. Groups that something else than a layer
+        reads are left whole, and reported.
 
     Cost:
         One forward and backward pass per batch, a further forward pass where ``centred``, and the activations that the
@@ -76,8 +80,8 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         check_choice("sensitivity: outputs", self.outputs, get_args(Outputs))
-        if not self.temperature > 0:
-            raise TargetError(f"sensitivity: temperature must be above 0, got {self.temperature!r}")
+        check_number("sensitivity: temperature", self.temperature, above=True, error=TargetError)
+        check_whole("sensitivity: seed", self.seed, least=0, error=TargetError)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -19,8 +19,14 @@ class Snip:
 
     Products of several batches are added up with their signs first, :math:`|\sum_b w g_b|`: the derivative of the mean
     loss. (``weight_gradient`` with ``absolute`` adds up sizes.) Meant for one shot before training, on one batch of at
-    least ten samples per class, ranked globally, after an initialisation that keeps variances; beyond 99 % sparsity it
-    empties layers, and several rounds (``iterative``) help. The model runs in evaluation mode, also its batch norms.
+    least ten samples per class, ranked globally, after an initialisation that keeps variances. The model runs in
+    evaluation mode, also its batch norms.
+
+    Pitfalls:
+        Beyond 99 % sparsity it empties layers; several rounds (``iterative``) help. On a trained network most gradients
+        are near zero, and so is what it sees. What it finds may be shares of layers and not weights: masks of such
+        scores were shuffled within their layers at no loss (Frankle and others, 2021), so compare with the ablation
+        ``shuffle``.
 
     Cost:
         One forward and backward pass per batch, and one more number per weight.
@@ -35,7 +41,8 @@ class Snip:
     References:
         Namhoon Lee, Thalaiyasingam Ajanthan, Philip H. S. Torr, SNIP: Single-shot Network Pruning based on Connection
         Sensitivity, 2019. Pau de Jorge et al., Progressive Skeletonization: Trimming more fat from a network at
-        initialization, 2021 (in rounds).
+        initialization, 2021 (in rounds). Jonathan Frankle, Gintare Karolina Dziugaite, Daniel M. Roy, Michael Carbin,
+        Pruning Neural Networks at Initialization: Why are We Missing the Mark?, 2021 (shuffled masks).
     """
 
     @property

@@ -20,9 +20,15 @@ class Synflow:
 
     Scores of layers that all paths cross add up to the same, so small layers have large scores, and in many small
     rounds, each scored anew, no layer is emptied while another has weights to give: use the schedule
-    ``iterative(rounds=100)`` and rank globally. In one shot that does not hold.
+    ``iterative(rounds=100)`` and rank globally.
 
-    Needs ``example_inputs`` for their shape alone. Layer norms and attention have no such flow.
+    Needs ``example_inputs`` for their shape alone.
+
+    Pitfalls:
+        In one shot nothing keeps a layer from being emptied: use many rounds. Layer norms and attention have no such
+        flow. It sees sizes of weights alone, and so says nothing of the data. What it finds may be shares of layers and
+        not weights: masks of such scores were shuffled within their layers at no loss (Frankle and others, 2021), so
+        compare with the ablation ``shuffle``.
 
     Cost:
         One forward and backward pass of a batch of one in float64 for each round, and a copy of the weights in float64.
@@ -36,7 +42,8 @@ class Synflow:
 
     References:
         Hidenori Tanaka, Daniel Kunin, Daniel L. K. Yamins, Surya Ganguli, Pruning neural networks without any data by
-        iteratively conserving synaptic flow, 2020.
+        iteratively conserving synaptic flow, 2020. Jonathan Frankle, Gintare Karolina Dziugaite, Daniel M. Roy, Michael
+        Carbin, Pruning Neural Networks at Initialization: Why are We Missing the Mark?, 2021 (shuffled masks).
     """
 
     @property

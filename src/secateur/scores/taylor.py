@@ -29,6 +29,10 @@ class Taylor:
     product, summed, is another score, which cannot tell a unit whose effects cancel from one whose effects add up.)
     Where a scale without a bias is all that follows, ``square`` is the gate form :math:`(g_z z)^2`.
 
+    Pitfalls:
+        At a minimum the mean over batches vanishes: ``signed`` says nothing, and the other forms measure how much
+        batches differ, so the batch size counts. A removal is no small step: after many of them, score anew.
+
     Cost:
         One forward and backward pass per batch, and one more number per unit.
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur.errors import check_whole
 from secateur.stats.inverse_fisher import FisherInverse, InverseFisher
 from secateur.stats.per_sample import Way
 from secateur.stats.quadratic import remove
@@ -28,10 +29,14 @@ class OptimalBrainSurgeon:
 
     That is where removing them one at a time ends too, in any order. Weights that had gone before are zero, stay zero
     and take no part. A block that loses nothing is left bit for bit as it is. It goes with any score and any pattern
-    over single weights; with the score of the same name and the same options, one matrix serves both. The formula
-    holds near a minimum: a step towards one is not part of it, and many weights at a time go further than it sees, so
-    several rounds are better than one. Biases stay as they are. Where a network fits its data perfectly the gradients
-    vanish, and the Fisher matrix says nothing of the Hessian.
+    over single weights; with the score of the same name and the same options, one matrix serves both. Biases stay as
+    they are.
+
+    Pitfalls:
+        The formula holds near a minimum: a step towards one is not part of it, and many weights at a time go further
+        than it sees, so several rounds are better than one. Where a network fits its data perfectly the gradients
+        vanish, and the Fisher matrix says nothing of the Hessian. With fewer samples than weights in a block the
+        damping decides what is moved.
 
     Cost:
         That of the score's matrix, and B² multiplications per weight for the systems of the blocks that lose something.
@@ -66,6 +71,7 @@ class OptimalBrainSurgeon:
     per_sample: Way = "vmap"
 
     def __post_init__(self) -> None:
+        check_whole("optimal_brain_surgeon: block", self.block, least=0)
         _ = self._statistic
 
     @property

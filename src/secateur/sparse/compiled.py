@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
-from secateur.sparse.fuse import LAYERS, Fused, fuse, replace_, take_in_
+from secateur.sparse.fuse import LAYERS, Fused, fuse, keep_blocked_, keep_feature_major_, replace_, take_in_
 from secateur.sparse.layers import SparseLayer
 from secateur.sparse.library import isa, library
 from secateur.sparse.ops import Convolution
@@ -127,8 +127,10 @@ def compile(  # as torch.compile
         for name in names:
             problem, tuned = layers[name]
             replace_(fused.model, name, build(problem, tuned.option))
+        keep_blocked_(fused.model)
+        keep_feature_major_(fused.model, args, kwargs)
         rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()]
-        report = CompileReport(rows, threads, isa(), fused.traced, fused.folded)
+        report = CompileReport(rows, threads, isa(), fused.traced, fused.folded, left=_left(fused.model, set(layers)))
         compiled = Compiled(fused.model, report, fused)
         report.difference = _difference(expected, compiled(*args, **kwargs))
         if not report.difference <= LARGEST_DIFFERENCE:
@@ -186,6 +188,27 @@ def _tune(
         else:
             layers[name] = (problem, tuner.tune(problem))
     return layers
+
+
+def _left(model: nn.Module, measured: set[str]) -> dict[str, str]:
+    """Return the weights with many zeros that were not measured, and why."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        if owner in measured or parameter.dim() < 2 or parameter.numel() == 0:
+            continue
+        if 1 - float(parameter.count_nonzero()) / parameter.numel() < LEAST_SPARSITY:
+            continue
+        module = model.get_submodule(owner)
+        if own == "weight" and _candidate(module):
+            found[name] = "since the example does not reach it"
+        elif isinstance(module, nn.Conv2d) and module.groups > 1:
+            found[name] = f"a convolution in {module.groups} groups"
+        elif isinstance(module, nn.Conv2d):
+            found[name] = f"padded by {module.padding_mode}"
+        else:
+            found[name] = f"a weight of {type(module).__name__}, which the kernels do not run"
+    return found
 
 
 def _candidate(module: nn.Module) -> bool:

@@ -172,7 +172,7 @@ class Panelled(_Packed):
             raise SparseError(f"a panelled weight with blocks of {height}x{width} in panels of {panel} cannot be")
         dtypes = cls.DTYPES | {"indices": _index_dtype(panel, width)}
         _checked(cls.kind, tensors, dtypes)
-        fields: dict[str, Any] = {**numbers, **{name: tensors[name] for name in dtypes}}
+        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in dtypes}}
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_panelled_check(packed.struct, *sizes), "reading a panelled weight")
@@ -270,7 +270,7 @@ class Bitmask(_Packed):
         """
         numbers = _numbers(cls.kind, cls.NUMBERS, header)
         _checked(cls.kind, tensors, cls.DTYPES)
-        fields: dict[str, Any] = {**numbers, **{name: tensors[name] for name in cls.DTYPES}}
+        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in cls.DTYPES}}
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_bitmask_check(packed.struct, *sizes), "reading a bitmask weight")
@@ -303,6 +303,10 @@ def nbytes(weight: Panelled | Bitmask) -> int:
 
 
 FORMATS: dict[str, type[Panelled] | type[Bitmask]] = {f.kind: f for f in (Panelled, Bitmask)}
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
 
 def _index_dtype(panel: int, block_columns: int) -> torch.dtype:

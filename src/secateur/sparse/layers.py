@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, nbytes
 from secateur.sparse.library import ACTIVATIONS
+
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+"""What the kernels' activations are in torch."""
 
 
 class SparseLayer(nn.Module):
@@ -44,7 +56,7 @@ class SparseLayer(nn.Module):
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @property
-    def weight(self) -> Panelled | Bitmask:
+    def packed(self) -> Panelled | Bitmask:
         """The packed weight, its indices checked.
 
         Raises:
@@ -58,20 +70,26 @@ class SparseLayer(nn.Module):
         return known
 
     @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight, without values: for code that looks at them first."""
+        return torch.empty(self._numbers["rows"], self._numbers["columns"], device="meta")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weight."""
-        return nbytes(self.weight)
+        return nbytes(self.packed)
 
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
         return {"kind": self.kind, "numbers": dict(self._numbers), "activation": self.activation, "tile": self.tile}
 
     def _arrays(self) -> tuple[list[Tensor], list[int]]:
-        return list(self.weight.tensors().values()), list(self._numbers.values())
+        """Return what an operator takes; it checks the indices itself, when it runs."""
+        return [self.get_buffer(name) for name in FORMATS[self.kind].DTYPES], list(self._numbers.values())
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows."""
-        weight = self.weight
+        weight = self.packed
         blocks = f" of {weight.block_rows}x{weight.block_columns}" if isinstance(weight, Panelled) else ""
         after = "" if self.activation == "none" else f", {self.activation}"
         return f"{weight.columns} -> {weight.rows}, {self.kind}{blocks}, {self.nbytes:,} bytes{after}"
@@ -81,7 +99,7 @@ def _forget(layer: nn.Module, _: object) -> None:
     """After loading, the arrays are the same objects with other contents."""
     if isinstance(layer, SparseLayer):
         layer._known = None
-        _ = layer.weight  # refused now, not in the middle of a forward
+        _ = layer.packed  # refused now, not in the middle of a forward
 
 
 class SparseLinear(SparseLayer):
@@ -114,7 +132,7 @@ class SparseLinear(SparseLayer):
             )
             return out
         return ops.linear(
-            x, self.weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
+            x, self.packed, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
         )
 
     def settings(self) -> dict[str, Any]:
@@ -123,7 +141,12 @@ class SparseLinear(SparseLayer):
 
 
 class SparseConv2d(SparseLayer):
-    """A convolution with a packed weight, its bias, a residual and an activation; one group."""
+    """A convolution with a packed weight, its bias, a residual and an activation; one group.
+
+    Attributes:
+        convolution: Kernel, stride, padding, dilation.
+        blocked: Whether it returns images in the kernels' own layout, for another such layer; it takes both.
+    """
 
     def __init__(
         self,
@@ -133,28 +156,37 @@ class SparseConv2d(SparseLayer):
         *,
         activation: str = "none",
         tile: int = 0,
+        blocked: bool = False,
     ) -> None:
         super().__init__(weight, bias, activation=activation, tile=tile)
         self.convolution = convolution
+        self.blocked = blocked
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | ops.Blocked, residual: Tensor | ops.Blocked | None = None) -> Any:
         """Return the output images, ``[batch, rows, height, width]``; a single image may come without its batch."""
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0), None if residual is None else residual.unsqueeze(0)).squeeze(0)
+        if isinstance(x, Tensor) and not isinstance(x, ops.Blocked) and x.dim() == 3:
+            added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
+            out = self.forward(x.unsqueeze(0), added)
+            return out.squeeze(0) if isinstance(out, Tensor) else out
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
-            out: Tensor = torch.ops.secateur.sparse_conv2d(
-                x, arrays, numbers, self.convolution.flat(), self.bias, residual, self.activation, self.tile
+            return ops.conv2d_operator(
+                x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
             )
-            return out
-        weight = self.weight
+        weight = self.packed
         if not isinstance(weight, Panelled):
             raise SparseError(f"a convolution needs a panelled weight, not a {weight.kind} one")
-        return ops.conv2d(x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile)
+        return ops.conv2d(
+            x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
-        return super().settings() | {"layer": "conv2d", "convolution": self.convolution.flat()}
+        return super().settings() | {
+            "layer": "conv2d",
+            "convolution": self.convolution.flat(),
+            "blocked": self.blocked,
+        }
 
 
 def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d:
@@ -188,4 +220,6 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
         raise SparseError(f"a sparse convolution needs a panelled weight, and sizes of at least 1, got {flat!r}")
     if weight.columns % (flat[0] * flat[1]):
         raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
-    return SparseConv2d(weight, ops.Convolution.of_flat(flat), bias, activation=activation, tile=tile)
+    blocked = settings.get("blocked", False) is True
+    convolution = ops.Convolution.of_flat(flat)
+    return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)

@@ -75,7 +75,7 @@ class ConvolutionStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
         *((name, ctypes.c_int32) for name in ("kernel_height", "kernel_width", "stride_height", "stride_width")),
         *((name, ctypes.c_int32) for name in ("pad_top", "pad_left", "pad_bottom", "pad_right")),
-        *((name, ctypes.c_int32) for name in ("dilation_height", "dilation_width")),
+        *((name, ctypes.c_int32) for name in ("dilation_height", "dilation_width", "x_block", "y_block")),
     )
 
 
@@ -91,6 +91,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "isa": (ctypes.c_char_p, ()),
     "use_isa": (_INT, (ctypes.c_char_p,)),
     "vector_width": (_INT, ()),
+    "image_block": (_INT, ()),
     "panelled_sizes": (_INT, (_POINTER, _LONG, _LONG, _INT, _INT, _INT, _INT, _POINTER, _POINTER)),
     "panelled_pack": (_INT, (_POINTER, _PANELLED, *(_POINTER,) * 5)),
     "panelled_check": (_INT, (_PANELLED, *(_LONG,) * 5)),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SparseError, check_choice
@@ -21,6 +22,41 @@ from secateur.sparse.library import (
     check,
     library,
 )
+
+IMAGE_BLOCK = 64
+"""Pixels in a block of the kernels' own layout."""
+
+
+class Blocked(NamedTuple):
+    """Images in the kernels' own layout: 64 pixels side by side, all channels of these, then the next 64.
+
+    A product then reads and writes one run of memory, and nothing is laid out anew between two convolutions. Lanes
+    beyond the last pixel are zero or rounding's leftovers; they mean nothing.
+
+    Attributes:
+        data: Float32 ``[batch, blocks, channels, 64]``.
+        height: Of the images.
+        width: Of the images.
+    """
+
+    data: Tensor
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, images: Tensor) -> Blocked:
+        """Lay images ``[batch, channels, height, width]`` out in blocks."""
+        batch, channels, height, width = images.shape
+        pad = -(height * width) % IMAGE_BLOCK
+        flat = F.pad(images.reshape(batch, channels, height * width), (0, pad))
+        data = flat.reshape(batch, channels, -1, IMAGE_BLOCK).transpose(1, 2).contiguous()
+        return cls(data, height, width)
+
+    def images(self) -> Tensor:
+        """Return the images ``[batch, channels, height, width]``."""
+        batch, blocks, channels, block = self.data.shape
+        flat = self.data.transpose(1, 2).reshape(batch, channels, blocks * block)
+        return flat[:, :, : self.height * self.width].reshape(batch, channels, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -38,6 +74,11 @@ class Convolution:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every pixel of the output comes from the same one of the input."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
 
     def output(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the output image; 0 where the kernel does not fit."""
@@ -132,61 +173,84 @@ def linear(
     return out.view(shape) if not feature_major else _spread(out, shape[:-1])
 
 
-def conv2d(
-    x: Tensor,
+def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
+    x: Tensor | Blocked,
     weight: Panelled,
     convolution: Convolution,
     bias: Tensor | None = None,
-    residual: Tensor | None = None,
+    residual: Tensor | Blocked | None = None,
     activation: str = "none",
     *,
     tile: int = 0,
     threads: int | None = None,
-) -> Tensor:
+    blocked: bool = False,
+) -> Any:
     """Return a convolution with a packed weight, its bias, a residual and an activation.
 
     The image is laid out once so that every tap of the kernel is a shift of whole rows; pixels side by side are the
-    vectors of the product.
+    vectors of the product. A 1x1 convolution of images in blocks reads them where they are.
 
     Args:
-        x: Float32 ``[batch, channels, height, width]`` on the CPU.
+        x: Float32 ``[batch, channels, height, width]`` on the CPU, or images in blocks.
         weight: Packed from ``[outputs, channels, kernel height, kernel width]``; groups are not known to it.
         convolution: Kernel, stride, padding, dilation.
         bias: Float32 ``[outputs]``.
-        residual: Float32, shaped as the output; added before the activation.
+        residual: Shaped as the output, in either layout; added before the activation.
         activation: One of ``ACTIVATIONS``.
         tile: Pixels that are worked on at a time, a power of two; 0 leaves it to the kernels.
         threads: By default as many as torch's operators use.
+        blocked: Return images in blocks.
 
     Returns:
-        Float32 ``[batch, outputs, height, width]``.
+        Float32 ``[batch, outputs, height, width]``, or a :class:`Blocked`.
 
     Raises:
         SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
     """
-    _check_all(x, weight.rows, bias, residual, activation)
+    data, height, width = x if isinstance(x, Blocked) else (x, *_size(x))
+    channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
     taps = math.prod(convolution.kernel)
-    if x.dim() != 4 or x.shape[1] * taps != weight.columns:
+    if channels * taps != weight.columns:
         raise SparseError(
-            f"expected images [batch, {weight.columns // max(taps, 1)}, height, width], got shape {tuple(x.shape)}"
+            f"expected images of {weight.columns // max(taps, 1)} channels, got {channels} in {tuple(data.shape)}"
         )
-    height, width = convolution.output(x.shape[2], x.shape[3])
-    if height < 1 or width < 1:
-        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {tuple(x.shape[2:])}")
-    out = torch.empty(x.shape[0], weight.rows, height, width)
-    if residual is not None and residual.shape != out.shape:
-        raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {tuple(out.shape)}")
-    images, added = x.contiguous(), None if residual is None else residual.contiguous()
+    out_height, out_width = convolution.output(height, width)
+    if out_height < 1 or out_width < 1:
+        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {(height, width)}")
+    out = torch.empty(_shape(data.shape[0], weight.rows, out_height, out_width, blocked))
+    added = None
+    if residual is not None:
+        added = residual.data if isinstance(residual, Blocked) else residual
+        if isinstance(residual, Blocked) != blocked:
+            added = residual.images() if isinstance(residual, Blocked) else Blocked.of(residual).data
+        added = added.contiguous()
+        if added.shape != out.shape:
+            raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
+    _check_all(data, weight.rows, bias, added, activation)
+    images = data.contiguous()
+    blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
     status = library().secateur_conv2d(
         weight.struct,
-        ConvolutionStruct(*x.shape, *convolution.flat()),
+        ConvolutionStruct(images.shape[0], channels, height, width, *convolution.flat(), *blocks),
         images.data_ptr(),
         out.data_ptr(),
         _epilogue(bias, added, activation),
         PlanStruct(torch.get_num_threads() if threads is None else threads, tile),
     )
     check(status, "a sparse convolution")
-    return out
+    return Blocked(out, out_height, out_width) if blocked else out
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    if images.dim() != 4:
+        raise SparseError(f"expected images [batch, channels, height, width], got shape {tuple(images.shape)}")
+    return images.shape[2], images.shape[3]
+
+
+def _shape(batch: int, rows: int, height: int, width: int, blocked: bool) -> tuple[int, ...]:
+    if not blocked:
+        return batch, rows, height, width
+    return batch, -(-(height * width) // IMAGE_BLOCK), rows, IMAGE_BLOCK
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
@@ -258,7 +322,7 @@ _library.define(
     "int tile, bool feature_major) -> Tensor"
 )
 _library.define(
-    "sparse_conv2d(Tensor x, Tensor[] arrays, int[] header, int[] convolution, Tensor? bias, Tensor? residual, "
+    "sparse_conv2d(Tensor x, Tensor[] arrays, int[] header, SymInt[] convolution, Tensor? bias, Tensor? residual, "
     "str activation, int tile) -> Tensor"
 )
 
@@ -289,8 +353,13 @@ def _sparse_conv2d(
     activation: str,
     tile: int,
 ) -> Tensor:
-    weight = _weight_of(header, arrays)
-    return conv2d(x, weight, Convolution.of_flat(convolution), bias, residual, activation, tile=tile)
+    *flat, height, width, blocked_in, blocked = convolution
+    how, weight = Convolution.of_flat(flat), _weight_of(header, arrays)
+    images = Blocked(x, height, width) if blocked_in else x
+    added = Blocked(residual, *how.output(height, width)) if blocked and residual is not None else residual
+    out = conv2d(images, weight, how, bias, added, activation, tile=tile, blocked=bool(blocked))
+    result: Tensor = out.data if isinstance(out, Blocked) else out
+    return result
 
 
 @torch.library.register_fake("secateur::sparse_linear", lib=_library)  # type: ignore[untyped-decorator]
@@ -322,4 +391,28 @@ def _fake_conv2d(
     activation: str,
     tile: int,
 ) -> Tensor:
-    return x.new_empty(x.shape[0], header[0], *Convolution.of_flat(convolution).output(x.shape[2], x.shape[3]))
+    *flat, height, width, _, blocked = convolution
+    return x.new_empty(_shape(x.shape[0], header[0], *Convolution.of_flat(flat).output(height, width), bool(blocked)))
+
+
+def conv2d_operator(  # noqa: PLR0913  # as the operator
+    x: Tensor | Blocked,
+    arrays: list[Tensor],
+    header: list[int],
+    convolution: Convolution,
+    bias: Tensor | None,
+    residual: Tensor | Blocked | None,
+    activation: str,
+    tile: int,
+    blocked: bool,
+) -> Any:
+    """Call the operator ``secateur::sparse_conv2d``, which knows tensors and numbers alone."""
+    data, height, width = x if isinstance(x, Blocked) else (x, *_size(x))
+    if isinstance(residual, Blocked) and not blocked:
+        residual = residual.images()
+    elif isinstance(residual, Tensor) and not isinstance(residual, Blocked) and blocked:
+        residual = Blocked.of(residual)
+    added = residual.data if isinstance(residual, Blocked) else residual
+    numbers = [*convolution.flat(), height, width, int(isinstance(x, Blocked)), int(blocked)]
+    out = torch.ops.secateur.sparse_conv2d(data, arrays, header, numbers, bias, added, activation, tile)
+    return Blocked(out, *convolution.output(height, width)) if blocked else out

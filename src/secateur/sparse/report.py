@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -52,6 +52,7 @@ class CompileReport:
         dense_ms: Median of the whole dense model; ``None`` where it was not measured.
         sparse_ms: Median of the whole compiled model, measured side by side.
         gave_up: Whether the dense model was returned because it was faster.
+        left: Weights with many zeros that no kernel runs, with the reason.
     """
 
     layers: list[LayerReport]
@@ -63,6 +64,7 @@ class CompileReport:
     dense_ms: float | None = None
     sparse_ms: float | None = None
     gave_up: bool = False
+    left: dict[str, str] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float | None:
@@ -81,15 +83,22 @@ class CompileReport:
             if not math.isnan(layer.dense_ms):
                 times = f"{layer.dense_ms:8.3f} {layer.sparse_ms:8.3f} {layer.dense_ms / layer.sparse_ms:5.2f}"
             lines.append(f"{name:<28} {layer.sparsity:5.0%} {times}  {layer.choice}")
+        lines += [f"{name}: dense, {reason}" for name, reason in self.left.items()]
+        return "\n".join([*lines, *self.summary()])
+
+    def summary(self) -> list[str]:
+        """Return the whole model in one or two sentences."""
         dense, now = (sum(getattr(layer, what) for layer in self.layers) for what in ("dense_bytes", "bytes"))
-        lines.append(
-            f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}; {self.folded} batch norms folded; weights "
-            f"of these layers {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; answers differ by {self.difference:.0e}"
-        )
+        packed = sum(layer.choice != "dense" for layer in self.layers)
+        lines = [
+            f"{packed} of {len(self.layers)} layers packed, weights {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; "
+            f"{self.folded} batch norms folded; answers differ by {self.difference:.0e}; measured with "
+            f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}"
+        ]
         if self.speedup is not None:
             end = ": slower, so the dense model is returned" if self.gave_up else ""
             lines.append(f"whole model {self.dense_ms:.2f} -> {self.sparse_ms:.2f} ms, {self.speedup:.2f}x{end}")
-        return "\n".join(lines)
+        return lines
 
 
 def _plain(layer: dict[str, Any]) -> dict[str, Any]:

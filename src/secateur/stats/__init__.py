@@ -1,5 +1,6 @@
 """What scores and solvers need beyond the weights, collected once and streaming."""
 
+from secateur.stats._common import check_data
 from secateur.stats.collect import STATISTICS, check_needs, collect
 from secateur.stats.curvature import GaussNewtonDiagonal, HessianGradient, HutchinsonDiagonal
 from secateur.stats.fisher import FisherDiagonal
@@ -20,6 +21,7 @@ __all__ = [
     "PathIntegral",
     "SynapticFlow",
     "Trajectory",
+    "check_data",
     "check_needs",
     "collect",
     "collect_gradients",

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError, TargetError
-from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.forward import attention_fast_path, check_batches, requiring_gradients, run_on, undisturbed
 from secateur.types import Source
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -51,6 +52,72 @@ def data_of(who: object, source: Source) -> tuple[LossFn, Callable[[], Iterable[
     return source.loss_fn, source.batches
 
 
+def check_data(loss_fn: object, batches: object) -> None:
+    """Refuse, before anything is built, a loss that cannot be called and batches that cannot be gone through again.
+
+    Args:
+        loss_fn: What a user gave for the loss, or nothing.
+        batches: What a user gave for the batches, or nothing.
+
+    Raises:
+        MissingStatsError: Says what came, and what to pass.
+    """
+    if loss_fn is not None and not callable(loss_fn):
+        raise MissingStatsError(
+            f"loss_fn must be a function of model and batch that returns the loss, got {loss_fn!r:.80}"
+        )
+    if isinstance(batches, Iterator):
+        raise MissingStatsError(
+            "batches is an iterator, which is empty after the first update; pass a list, a data loader, or a "
+            "function that returns a new iterator"
+        )
+    if batches is not None and not callable(batches):
+        check_batches("batches", batches, error=MissingStatsError)
+
+
+def call_loss(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Any:
+    """Call the user's function; a failure of it is reported as such.
+
+    Args:
+        loss_fn: The function.
+        model: The model.
+        batch: One batch.
+        index: Its number, for the message.
+
+    Raises:
+        MissingStatsError: When it raises; says on what.
+    """
+    return run_on(loss_fn, model, batch, index, what="loss_fn(model, batch)", error=MissingStatsError)
+
+
+def check_loss(loss: object, batch: Any, index: int) -> Tensor:
+    """Refuse what is not one finite number.
+
+    Args:
+        loss: What a loss function returned.
+        batch: For which batch.
+        index: Its number, for the message.
+
+    Returns:
+        The loss.
+
+    Raises:
+        MissingStatsError: Says what it is instead.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        what = "take its mean" if isinstance(loss, Tensor) else "return a tensor with one number in it"
+        raise MissingStatsError(f"the loss must be one number per batch, got {got} on batch {index}; {what}")
+    if not bool(torch.isfinite(loss)):
+        empty = any(isinstance(t, Tensor) and t.dim() and not t.shape[0] for t in tree_leaves(batch))
+        why = ", which has no samples" if empty else ""
+        raise MissingStatsError(
+            f"the loss is {loss.item()} on batch {index}{why}; such a loss ranks nothing. Leave the batch out, or "
+            "look at the data and the weights"
+        )
+    return loss
+
+
 def loss_of(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor:
     """Compute the loss of one batch.
 
@@ -61,14 +128,9 @@ def loss_of(loss_fn: LossFn, model: nn.Module, batch: Any, index: int) -> Tensor
         index: Its number, for the message.
 
     Raises:
-        MissingStatsError: When it is not one finite number with a gradient.
+        MissingStatsError: When the function fails, or its value is not one finite number with a gradient.
     """
-    loss = loss_fn(model, batch)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise MissingStatsError(f"the loss must be one number per batch, got {got} on batch {index}; take its mean")
-    if not bool(torch.isfinite(loss)):
-        raise MissingStatsError(f"the loss is {loss.item()} on batch {index}; gradients of it rank nothing")
+    loss = check_loss(call_loss(loss_fn, model, batch, index), batch, index)
     if not loss.requires_grad:
         raise MissingStatsError("the loss has no gradient: it was computed without grad or from detached tensors")
     return loss
@@ -109,6 +171,7 @@ def counted(who: object, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     Raises:
         MissingStatsError: When there was none.
     """
+    check_batches("what batches() returns", batches, error=MissingStatsError)
     index = -1
     for index, batch in enumerate(batches):
         yield index, batch
@@ -126,20 +189,29 @@ def differentiable(who: object, model: nn.Module, parameters: Mapping[str, nn.Pa
         parameters: What to differentiate by.
 
     Raises:
-        MissingStatsError: When a parameter holds integers, by which nothing can be differentiated.
+        MissingStatsError: When a parameter holds integers, by which nothing can be differentiated, or under
+            ``torch.inference_mode``.
     """
+    refuse_inference(who)
     for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise MissingStatsError(f"{who}: {name} has dtype {parameter.dtype}, which has no gradient; exclude it")
-    frozen = [p for p in parameters.values() if not p.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    gradients = requiring_gradients(parameters.values())
+    with gradients, undisturbed(model), attention_fast_path(enabled=False), torch.enable_grad():
+        yield
+
+
+def refuse_inference(who: object) -> None:
+    """Refuse to differentiate where PyTorch does not.
+
+    Args:
+        who: The statistic, for the message.
+
+    Raises:
+        MissingStatsError: Under ``torch.inference_mode``.
+    """
+    if torch.is_inference_mode_enabled():
+        raise MissingStatsError(f"{who} needs gradients, and torch.inference_mode() computes none: leave that context")
 
 
 def zeros_like(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,8 +237,23 @@ def refuse_nothing(who: object, values: Mapping[str, Tensor], why: str) -> None:
     """
     for name, value in values.items():
         refuse_infinite(f"{who} of {name}", value)
-    if not any(bool(value.any()) for value in values.values()):
-        raise MissingStatsError(f"{who} is zero for every weight, which ranks nothing: {why}")
+    refuse_zeros(who, values.values(), why)
+
+
+def refuse_zeros(who: object, values: Iterable[Tensor], why: str, *, each: str = "weight") -> None:
+    """Refuse what is zero everywhere: it would be ranked by the order of its indices.
+
+    Args:
+        who: What it was collected for, for the message.
+        values: What was collected.
+        why: What makes it zero, and what to do.
+        each: What has one value.
+
+    Raises:
+        MissingStatsError: When all values are zero.
+    """
+    if not any(bool(value.any()) for value in values):
+        raise MissingStatsError(f"{who} is zero for every {each}, which ranks nothing: {why}")
 
 
 def refuse_infinite(what: str, value: Tensor) -> None:

@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.forward import attention_fast_path, undisturbed
+from secateur.stats._common import refuse_inference
 
 # Shapes: N samples, C channels of a layer's input, * positions
 
@@ -67,7 +68,7 @@ def collect_inputs(
     def add(name: str, x: Tensor) -> None:
         moments[name].add(channels_first(model.get_submodule(name), x))
 
-    with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.no_grad(), watched(model, layers, add):
+    with undisturbed(model), attention_fast_path(enabled=False), torch.no_grad(), watched(model, layers, add):
         for batch in batches:
             run(model, batch, count)
             count += 1
@@ -102,7 +103,10 @@ class Moments:
             return
         mean = x.mean(1)
         if not bool(torch.isfinite(mean).all()):
-            raise MissingStatsError(f"{self._name} gets inputs that are NaN or infinite")
+            raise MissingStatsError(
+                f"{self._name} gets inputs that are NaN or infinite, which rank nothing; look at the batches and the "
+                "weights"
+            )
         new = {"input_mean": mean.cpu().double()}
         apart = new["input_mean"] - old.get("input_mean", torch.zeros(()))
         for need, total in _SUMS.items():
@@ -164,12 +168,16 @@ def collect_products(
         there. Layers that the batch did not reach are absent.
 
     Raises:
-        MissingStatsError: When there are no batches, or the forward changes a layer's input in place after the layer
-            has read it.
+        MissingStatsError: When there are no batches, one has no samples, or the forward changes a layer's input in
+            place after the layer has read it.
     """
     count = 0
-    with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.enable_grad():
+    refuse_inference("the score")
+    with undisturbed(model), attention_fast_path(enabled=False), torch.enable_grad():
         for batch in batches:
+            samples = batch_size(batch)
+            if not samples:
+                raise MissingStatsError(f"batch {count} has no samples, of which nothing can be said; leave it out")
             calls: list[tuple[str, Tensor, int]] = []
 
             def keep(name: str, x: Tensor, calls: list[tuple[str, Tensor, int]] = calls) -> Tensor:
@@ -182,7 +190,6 @@ def collect_products(
                 loss = scalar(model, batch, count)
             # A batch may reach none of the layers: of a branch that it does not take.
             found = torch.autograd.grad(loss, [x for _, x, _ in calls], allow_unused=True) if calls else ()
-            samples = batch_size(batch)
             yield samples, _by_layer(model, calls, found, means, samples)
             count += 1
     if not count:

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
-from secateur.errors import MissingStatsError, TargetError, check_choice
-from secateur.stats._common import LossFn, OfWeights, averaged, check_count, data_of, loss_of, refuse_nothing
+from secateur.errors import MissingStatsError, TargetError, check_choice, check_number
+from secateur.stats._common import (
+    LossFn,
+    OfWeights,
+    averaged,
+    check_count,
+    data_of,
+    loss_of,
+    refuse_infinite,
+    refuse_nothing,
+    wide,
+)
 from secateur.stats.gradients import collect_gradients
 from secateur.stats.per_sample import Samples, check_apart, over_samples
 from secateur.types import Source, Tensors
@@ -23,7 +33,7 @@ Negatives = Literal["clamp", "keep"]
 
 @contextmanager
 def _output_through(
-    who: object, model: nn.Module, act: Callable[[Tensor], Tensor], calls: list[Tensor] | None = None
+    who: object, model: nn.Module, act: Callable[[Tensor], Tensor], calls: list[Tensor] | None = None, hint: str = ""
 ) -> Iterator[None]:
     """Change what the model returns, on its way into the loss."""
 
@@ -31,7 +41,7 @@ def _output_through(
         if not isinstance(out, Tensor):
             raise MissingStatsError(
                 f"{who} looks at what the model returns, which must be one tensor, and is a {type(out).__name__}; wrap "
-                "the model in a module that returns its logits"
+                f"the model in a module that returns its logits{hint}"
             )
         if calls is not None:
             calls.append(out)
@@ -93,11 +103,13 @@ class GaussNewtonDiagonal(OfWeights):
 
     def _add(self, source: Source, sums: dict[str, Tensor], loss_fn: LossFn, batch: Any, index: int) -> int:
         samples = Samples(self, batch)
+        loss_of(loss_fn, source.model, batch, index)
         if index == 0:
-            loss_of(loss_fn, source.model, batch, index)
             check_apart(self, loss_fn, source.model, samples)
-        for squares, values in over_samples(self, source, samples, self.chunk, self._build(source, loss_fn)):
-            self._check_convex(values)
+        way_out = 'diagonal = "fisher" with per_sample = "loop" goes sample by sample'
+        build = self._build(source, loss_fn)
+        for squares, values in over_samples(self, source, samples, self.chunk, build, way_out=way_out):
+            self._check_convex(values, min(p.dtype.itemsize for p in source.parameters.values()))
             for name, square in squares.items():
                 sums[name] += square.sum(0)
         return samples.count
@@ -124,8 +136,11 @@ class GaussNewtonDiagonal(OfWeights):
 
                 z, back = vjp(forward, parameters)[:2]
                 curvature = jacrev(jacrev(loss_of_outputs))(z.detach()).reshape(z.numel(), z.numel())
-                values, vectors = torch.linalg.eigh(curvature)
-                columns = (vectors * values.clamp_min(0).sqrt()).T.reshape(-1, *z.shape)
+                curvature = curvature.to(wide(z.dtype))
+                sound = torch.isfinite(curvature).all()
+                values, vectors = torch.linalg.eigh(curvature.nan_to_num(0.0, 0.0, 0.0))
+                values = torch.where(sound, values, torch.nan)
+                columns = (vectors * values.clamp_min(0).sqrt()).T.reshape(-1, *z.shape).to(z.dtype)
                 (gradients,) = vmap(back)(columns)
                 return {n: g.square().sum(0) for n, g in gradients.items()}, values
 
@@ -133,9 +148,10 @@ class GaussNewtonDiagonal(OfWeights):
 
         return build
 
-    def _check_convex(self, values: Tensor) -> None:
+    def _check_convex(self, values: Tensor, itemsize: int) -> None:
+        refuse_infinite(f"{self}: the loss's second derivative by the outputs", values)
         least, most = float(values.min()), float(values.abs().max())
-        if least < -1e-4 * most:
+        if least < -(3e-2 if itemsize == 2 else 1e-4) * most:  # below that it is rounding
             raise MissingStatsError(
                 f"{self}: the loss is not convex in the model's outputs (a second derivative of {least:.3g} beside "
                 f'{most:.3g}), so this is no Gauss-Newton matrix; use diagonal = "fisher" or "hutchinson"'
@@ -231,8 +247,7 @@ class HessianGradient(OfWeights):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise TargetError(f"temperature must be above 0, got {self.temperature!r}")
+        check_number("hessian gradient: temperature", self.temperature, above=True, error=TargetError)
 
     def collect(self, source: Source) -> dict[str, Tensor]:
         """Take both passes.
@@ -268,12 +283,12 @@ class HessianGradient(OfWeights):
             runs += 1
             return z / self.temperature
 
-        with _output_through(self, model, cool):
+        with _output_through(self, model, cool, hint=", or set the temperature to 1"):
             yield
         if not runs:
             raise MissingStatsError(
                 f"{self} divides what the model returns, and the loss never ran the model itself (it ran parts of it): "
-                "call model(...) in loss_fn, or leave the temperature at 1"
+                "call model(...) in loss_fn, or set the temperature to 1"
             )
 
 

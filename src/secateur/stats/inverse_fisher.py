@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from secateur.errors import MissingStatsError, check_choice
+from secateur.errors import MissingStatsError, check_choice, check_number, check_whole
 from secateur.stats._common import data_of
 from secateur.stats.per_sample import Way, per_sample_gradients
 from secateur.stats.quadratic import SingularMatrix, invert
@@ -160,10 +160,9 @@ class InverseFisher:
     def __post_init__(self) -> None:
         check_choice("inverse_fisher: gradients", self.gradients, ("loss", "output"))
         check_choice("inverse_fisher: per_sample", self.per_sample, get_args(Way))
-        if self.block is not None and (isinstance(self.block, bool) or self.block < 1):
-            raise MissingStatsError(f"block is the number of weights per block, at least 1, got {self.block!r}")
-        if not (math.isfinite(self.damping) and self.damping >= 0.0):
-            raise MissingStatsError(f"damping must be zero or more, got {self.damping!r}")
+        if self.block is not None:
+            check_whole("inverse_fisher: block, weights per matrix,", self.block, error=MissingStatsError)
+        check_number("inverse_fisher: damping", self.damping, error=MissingStatsError)
 
     @property
     def uses(self) -> frozenset[str]:

@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateur.errors import MissingStatsError, check_choice
-from secateur.forward import evaluation_mode_of
-from secateur.stats._common import LOSS_AND_BATCHES, LossFn, check_count, counted, data_of, refuse_nothing
+from secateur.forward import check_batches, undisturbed
+from secateur.stats._common import (
+    LOSS_AND_BATCHES,
+    LossFn,
+    call_loss,
+    check_count,
+    check_loss,
+    counted,
+    data_of,
+    refuse_nothing,
+)
 from secateur.types import Source
 
 Per = Literal["element", "unit"]
@@ -75,8 +84,10 @@ class LossChange:
                 f"{self.limit}; raise limit, prune fewer layers, or use a score that estimates the change"
             )
         out = {}
-        with evaluation_mode_of(source.model):
-            data = list(batches())
+        with undisturbed(source.model):
+            given = batches()
+            check_batches("what batches() returns", given, error=MissingStatsError)
+            data = list(given)
             base = _mean(self, loss_fn, source.model, data)
             for name, parameter in source.parameters.items():
                 changes = torch.zeros(parameter.shape, dtype=torch.float64, device="cpu")
@@ -127,10 +138,6 @@ def _unit_dim(who: object, model: nn.Module, name: str) -> int:
 def _mean(who: object, loss_fn: LossFn, model: nn.Module, batches: list[Any]) -> float:
     total, count = 0.0, 0
     for index, batch in counted(who, batches):
-        loss = loss_fn(model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(torch.isfinite(loss)):
-            raise MissingStatsError(
-                f"{who}: the loss must be one finite number per batch, got {loss!r:.80} on batch {index}"
-            )
+        loss = check_loss(call_loss(loss_fn, model, batch, index), batch, index)
         total, count = total + float(loss), count + 1
     return total / count

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad_and_value, jacrev, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from secateur.errors import MissingStatsError
-from secateur.stats._common import LossFn, counted, differentiable, loss_of, refuse_infinite, slack_of
+from secateur.stats._common import LossFn, call_loss, counted, differentiable, loss_of, refuse_infinite, slack_of
 from secateur.types import Source, Tensors
 
 # Shapes: N samples, K outputs of a sample
@@ -158,7 +158,7 @@ def _one_by_one(who: object, source: Source, loss_fn: LossFn, samples: Samples, 
 
 
 def _outputs(loss_fn: LossFn, model: nn.Module, batch: Any, index: int, samples: int) -> Tensor:
-    found = loss_fn(model, batch)
+    found = call_loss(loss_fn, model, batch, index)
     if not isinstance(found, Tensor) or not found.dim() or found.shape[0] != samples:
         got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise MissingStatsError(
@@ -248,7 +248,13 @@ Run = Callable[..., Any]
 
 
 def over_samples(
-    who: object, source: Source, samples: Samples, chunk: int, build: Callable[[Run], Callable[..., Any]]
+    who: object,
+    source: Source,
+    samples: Samples,
+    chunk: int,
+    build: Callable[[Run], Callable[..., Any]],
+    *,
+    way_out: str = 'per_sample = "loop" goes sample by sample',
 ) -> Iterator[Any]:
     """Vectorise a function of parameters and one sample over the samples of a batch.
 
@@ -258,6 +264,7 @@ def over_samples(
         samples: The batch.
         chunk: Samples at once.
         build: Makes the function from a way to run things with other parameters.
+        way_out: What to do where that fails, for the message.
 
     Yields:
         What it returns, stacked, for every chunk.
@@ -281,8 +288,8 @@ def over_samples(
             # The whole batch has run, so it is the vectorising that fails: torch has many words for it.
             first = str(error).strip().split("\n")[0]
             raise MissingStatsError(
-                f"{who}: torch.func cannot vectorise this model and loss over samples ({first}). Control flow on data, "
-                "random draws, get_parameter and some recurrent kernels forbid it; "
-                'per_sample = "loop" goes sample by sample'
+                f"{who}: torch.func cannot vectorise this model and loss over samples ({first:.200}). Control flow on "
+                "data, random draws, counters in buffers, get_parameter and some recurrent kernels forbid it; "
+                f"{way_out}"
             ) from error
         yield values

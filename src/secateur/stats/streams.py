@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, evaluation_mode_of
-from secateur.stats.gradients import LossFn
+from secateur.forward import attention_fast_path, undisturbed
+from secateur.stats._common import LossFn, call_loss
 
 
 def collect_turns(
@@ -47,9 +47,9 @@ def collect_turns(
     handles = [model.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name in blocks]
     ran = 0
     try:
-        with evaluation_mode_of(model), attention_fast_path(enabled=False), torch.no_grad():
+        with undisturbed(model), attention_fast_path(enabled=False), torch.no_grad():
             for batch in batches() if callable(batches) else batches:
-                loss_fn(model, batch)
+                call_loss(loss_fn, model, batch, ran)
                 ran += 1
     finally:
         for handle in handles:

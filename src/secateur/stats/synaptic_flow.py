@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, evaluation_mode_of
-from secateur.stats._common import refuse_nothing
+from secateur.forward import attention_fast_path, undisturbed
+from secateur.stats._common import refuse_inference, refuse_nothing
 from secateur.types import Source
 
 _SCALES = (1.0, 1e-150, 1e-300)
@@ -63,9 +63,10 @@ class SynapticFlow:
         """
         if source.example_inputs is None:
             raise MissingStatsError(f"{self} needs example_inputs=(x,), what one forward pass takes")
+        refuse_inference(self)
         tensors = _positive(source.model)
         wanted = {n: tensors[n].requires_grad_(True) for n in source.parameters}
-        with evaluation_mode_of(source.model), attention_fast_path(enabled=False), torch.enable_grad():
+        with undisturbed(source.model), attention_fast_path(enabled=False), torch.enable_grad():
             for scale in _SCALES:
                 flow = _flow(source, tensors, scale)
                 found = (

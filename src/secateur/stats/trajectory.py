@@ -190,6 +190,8 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         check_choice("trajectory: what", self.what, get_args(Sum))
+        if self.path is not None and not isinstance(self.path, PathIntegral):
+            raise MissingStatsError(f"path is a {type(self.path).__name__}: {HOW}")
 
     @property
     def uses(self) -> frozenset[str]:

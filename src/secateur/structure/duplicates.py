@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.errors import GraphError, MissingStatsError
-from secateur.forward import attention_fast_path, call_model, evaluation_mode_of
+from secateur.errors import GraphError, MissingStatsError, check_number
+from secateur.graph.changes import slice_tensor
 from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.trace import trace
+from secateur.graph.trees import tensors
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
 from secateur.inputs import split_inputs
 from secateur.structure.fold import shift_of
-from secateur.structure.fold_into import shift_
 from secateur.structure.report import ShrinkReport
 from secateur.structure.shrink import shrink_
 from secateur.structure.twins import Reading, Relation, find_relations, readings_of
+from secateur.structure.wide import apart, copy_of, holding
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,9 @@ class DuplicateReport:
         units: The units that went.
         refused: Groups that were left alone, and readers that cannot take up a constant, with the reason.
         shrunk: The report of the cut, with its proof; ``None`` where nothing was found.
-        difference: Largest difference of the outputs on the batches, before and after, in float64, relative to the
-            largest output.
+        difference: Largest difference of any output on the batches, before and after, in float64, relative to the
+            largest value of that output. What is left of the relations, and the rounding of the changed weights to
+            their dtype.
     """
 
     units: tuple[FoldedUnit, ...]
@@ -109,14 +109,17 @@ def fold_duplicates_(
     cannot take up a constant (neither a bias nor a batch norm right behind it, or zero padding), units that need one
     are left.
 
-    The network with the changes is first compared with the old one in float64, on all batches, as a copy. Then the
-    model is changed, and cut by :func:`~secateur.structure.shrink_` with its proof. On any failure it is what it was.
-    A relation that is seen on the batches may not hold elsewhere: give all the data there is. Duplicates by
-    construction (equal incoming weights) hold everywhere.
+    Relations are looked for in float64, whatever the model's dtype. The network with the changes is first compared
+    with the old one in float64, on all batches, as a copy; a group without whose units the outputs move, because
+    something else than its readers looks at them, is left alone. Then the model is changed, and cut by
+    :func:`~secateur.structure.shrink_` with its proof. On any failure it is what it was. A relation that is seen on
+    the batches may not hold elsewhere: give all the data there is. Duplicates by construction (equal incoming weights)
+    hold everywhere.
 
     Args:
         model: The model; changed in place.
-        batches: Batches of the model's inputs (a tensor, a tuple, a dict), without labels. They are kept in memory.
+        batches: Batches of the model's inputs (a tensor, a tuple, a dict), without labels. They are kept in memory;
+            those without a sample are passed over.
         tolerance: Largest deviation from the relation, in standard deviations of the unit.
         optimizer: Its state is cut along.
 
@@ -124,8 +127,9 @@ def fold_duplicates_(
         What went, what stands for it, and the proof.
 
     Raises:
-        MissingStatsError: When there are no batches, or the tolerance is not in [0, 1).
-        GraphError: When the model cannot be recorded, or its outputs would move by more than the tolerance allows.
+        MissingStatsError: When there are no batches, a layer gets what is not finite, or the tolerance is not in
+            [0, 1).
+        GraphError: When the model cannot be recorded, or refuses a batch.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -142,30 +146,41 @@ def fold_duplicates_(
         Jocelyn Sietsma, Robert J. F. Dow, Neural Net Pruning: Why and How, 1988; Russell Reed, Pruning Algorithms: a
         Survey, 1993.
     """
-    if not 0.0 <= tolerance < 1.0:
-        raise MissingStatsError(f"tolerance is in standard deviations of a unit, in [0, 1), got {tolerance!r}")
-    seen = list(batches)
-    if not seen:
-        raise MissingStatsError("constant and equal units are found on data, but there were no batches to run")
+    check_number(
+        "tolerance, in standard deviations of a unit,", tolerance, most=1.0, below=True, error=MissingStatsError
+    )
+    seen = _listed(batches)
     refuse_unsupported(model)
-    with outside_fake_mode(), evaluation_mode_of(model):
+    with outside_fake_mode():
         coupling = Coupling(trace(model, [Example(*split_inputs(seen[0]))]))
         readings, refused = readings_of(model, coupling, seen)
         relations = find_relations(model, readings, seen, tolerance)
     if not relations:
         return DuplicateReport((), refused)
-    units = tuple(_shown(relation) for relation in relations)
-    difference = _tried(model, readings, relations, seen, tolerance)
-    changed = _touched(model, readings, relations)
-    before = {name: tensor.clone() for name, tensor in changed.items()}
+    old = copy_of(model)
+    relations, moving = _that_hold(old, readings, relations, seen, 1e-9 + 100.0 * tolerance)
+    refused |= moving
+    if not relations:
+        return DuplicateReport((), refused)
+    values, masks = _folded(model, readings, relations)
+    before = {name: tensor.clone() for name, tensor in _write_(model, values).items()}
     try:
-        masks = _fold_(model, readings, relations)
         report = shrink_(model, masks, seen[0], optimizer=optimizer)
     except BaseException:
-        for name, tensor in changed.items():
-            tensor.copy_(before[name])
+        _write_(model, before)
         raise
-    return DuplicateReport(units, refused, report, difference)
+    return DuplicateReport(tuple(_shown(r) for r in relations), refused, report, apart(old, model, seen))
+
+
+def _listed(batches: Iterable[Any]) -> list[Any]:
+    if isinstance(batches, Tensor | Mapping | str):
+        raise MissingStatsError(f"batches must be a list of batches, got one {type(batches).__name__}; give [batch]")
+    given = list(batches)
+    seen = [batch for batch in given if any(t.numel() for t in tensors(batch)) or not tensors(batch)]
+    if not seen:
+        what = "all batches were empty" if given else "there were no batches to run"
+        raise MissingStatsError(f"constant and equal units are found on data, but {what}")
+    return seen
 
 
 def _shown(relation: Relation) -> FoldedUnit:
@@ -173,75 +188,105 @@ def _shown(relation: Relation) -> FoldedUnit:
     return FoldedUnit(relation.group, relation.unit, relation.twin, scale, shift)
 
 
-def _touched(model: nn.Module, readings: Mapping[str, list[Reading]], relations: list[Relation]) -> dict[str, Tensor]:
-    """Return the tensors that folding writes to."""
-    names = set()
-    for group in {relation.group for relation in relations}:
-        for reading in readings[group]:
-            names |= {f"{reading.module}.weight"} | ({reading.into} if reading.into else set())
-    known = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    return {name: known[name].data for name in names}
-
-
-def _fold_(model: nn.Module, readings: Mapping[str, list[Reading]], relations: list[Relation]) -> dict[str, Tensor]:
-    """Let the readers make up for the units that go; return masks of what they then read no more."""
+def _folded(
+    model: nn.Module, readings: Mapping[str, list[Reading]], relations: list[Relation]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what readers hold when they make up for units that go, in float64, and masks of what is unread then."""
+    values: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
+
+    def of(name: str) -> Tensor:
+        if name not in values:
+            values[name] = _tensor(model, name).detach().cpu().double().clone()
+        return values[name]
+
     for group in dict.fromkeys(relation.group for relation in relations):
         own = [relation for relation in relations if relation.group == group]
         for i, reading in enumerate(readings[group]):
-            layer = model.get_submodule(reading.module)
-            weight = layer.get_parameter("weight")
-            wide = weight.detach().cpu().double().movedim(reading.dim, 0).clone()
+            weight = of(f"{reading.module}.weight")
+            columns = weight.movedim(reading.dim, 0)
             places = {r.unit: torch.from_numpy(reading.channels[r.unit]) for r in own}
             gone = torch.cat(list(places.values()))
             shifts = torch.cat([r.shifts[i].expand(len(places[r.unit])) for r in own])
             if bool(shifts.count_nonzero()):
-                shift_(model, reading.into, shift_of(layer, reading.size, gone, shifts)[0])
+                # The layer's weights are as they were: what other groups changed is in none of these columns.
+                shift = shift_of(model.get_submodule(reading.module), reading.sizes[0], gone, shifts)[0]
+                of(reading.into).add_(-shift if reading.into.endswith("running_mean") else shift)
             for r in own:
                 if r.twin is not None and r.scales[i]:
-                    wide[torch.from_numpy(reading.channels[r.twin])] += r.scales[i] * wide[places[r.unit]]
-            wide[gone] = 0.0
-            weight.copy_(wide.movedim(0, reading.dim))
+                    columns[torch.from_numpy(reading.channels[r.twin])] += r.scales[i] * columns[places[r.unit]]
+            columns[gone] = 0.0
             mask = masks.setdefault(f"{reading.module}.weight", torch.ones(weight.shape, dtype=torch.bool))
             mask.index_fill_(reading.dim, gone, value=False)
-    return masks
+    return values, masks
 
 
-def _tried(
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(path), last)
+    return tensor
+
+
+def _write_(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write values into a model's tensors; return what these held."""
+    before = {}
+    for name, value in values.items():
+        tensor = _tensor(model, name)
+        before[name] = tensor.detach().clone()
+        tensor.copy_(value)
+    return before
+
+
+def _that_hold(
     model: nn.Module,
     readings: Mapping[str, list[Reading]],
     relations: list[Relation],
     batches: list[Any],
-    tolerance: float,
-) -> float:
-    """Do it all on a copy, in float64, and return how far the outputs move."""
-    old, new = copy.deepcopy(model).double(), copy.deepcopy(model).double()
-    wide = [tree_map(_double, batch) for batch in batches]
-    shrink_(new, _fold_(new, readings, relations), wide[0])
-    moved, largest = 0.0, 0.0
-    for batch in wide:
-        for want, got in zip(_outputs(old, batch), _outputs(new, batch), strict=True):
-            if want.numel():
-                moved = max(moved, float((want - got).abs().max()))
-                largest = max(largest, float(want.abs().max()))
-    difference = moved / largest if largest else float(moved > 0.0)
-    allowed = 1e-9 + 100.0 * tolerance
-    if not difference <= allowed:
-        groups = ", ".join(dict.fromkeys(relation.group for relation in relations))
-        raise GraphError(
-            f"without the constant and equal units of {groups} the outputs move by {difference:.1e}, relative; at most "
-            f"{allowed:.1e} was expected. Something else than their readers looks at these units; lower the tolerance"
-        )
-    return difference
+    allowed: float,
+) -> tuple[list[Relation], dict[str, str]]:
+    """Return the relations of groups without whose units the outputs stay, and why other groups are left alone."""
+    if not _moved(model, readings, relations, batches, allowed):
+        return relations, {}
+    refused = {}
+    for group in dict.fromkeys(relation.group for relation in relations):
+        why = _moved(model, readings, [r for r in relations if r.group == group], batches, allowed)
+        if why:
+            refused[group] = why
+    rest = [relation for relation in relations if relation.group not in refused]
+    why = _moved(model, readings, rest, batches, allowed) if rest else ""
+    if why:
+        groups = ", ".join(dict.fromkeys(relation.group for relation in rest))
+        raise GraphError(f"the groups {groups} can each be folded, and not together: {why}")
+    return rest, refused
 
 
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
-    with evaluation_mode_of(model), attention_fast_path(enabled=False):
-        return [t for t in tree_leaves(call_model(model, batch)) if isinstance(t, Tensor) and t.is_floating_point()]
+def _moved(
+    model: nn.Module,
+    readings: Mapping[str, list[Reading]],
+    relations: list[Relation],
+    batches: list[Any],
+    allowed: float,
+) -> str:
+    """Do it all on a copy, and say by how much the outputs move in float64 if that is more than allowed."""
+    trial = copy_of(model)
+    values, masks = _folded(trial, readings, relations)
+    _write_(trial, values)
+    for name in values:
+        tensor = _tensor(trial, name)
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} would not be finite in {tensor.dtype} once it makes up for its constant and equal units"
+    try:
+        plan = shrink_(trial, masks, batches[0]).plan
+    except GraphError as error:
+        return f"what is left without its constant and equal units is refused: {error}"
+    with holding(trial, {name: slice_tensor(value, plan.kept.get(name, {})) for name, value in values.items()}):
+        difference = apart(model, trial, batches)
+    if difference <= allowed:
+        return ""
+    return (
+        f"without its constant and equal units the outputs move by {difference:.1e}, relative; at most {allowed:.1e} "
+        "was expected. Something else than its readers looks at these units, or the tolerance is too large"
+    )
 
 
 __all__ = ["DuplicateReport", "FoldedUnit", "fold_duplicates_"]

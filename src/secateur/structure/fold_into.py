@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.forward import attention_fast_path, evaluation_mode_of
+from secateur.graph.state import preserved
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -58,7 +59,7 @@ def _followed_by(small: nn.Module, names: Iterable[str], batch: Any, forward: Fo
             taken[name] = []
             handles.append(norm.register_forward_pre_hook(lambda m, args, n=name: taken[n].extend(args[:1])))
     try:
-        with evaluation_mode_of(small), attention_fast_path(enabled=False):
+        with preserved(small), evaluation_mode_of(small), attention_fast_path(enabled=False):
             forward(small, batch)
     finally:
         for handle in handles:

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MissingStatsError, SelectionError
-from secateur.forward import call_model, evaluation_mode_of
+from secateur.forward import call_model, requiring_gradients, undisturbed
 from secateur.graph.blocks import Block
 from secateur.graph.valueless import all_have_values
 from secateur.method import Method, check_finite
 from secateur.select import check_scores
-from secateur.stats.gradients import LossFn, loss_of
+from secateur.stats._common import LossFn, loss_of, refuse_inference
 from secateur.stats.streams import collect_turns
 from secateur.structure.collect import Batches
-from secateur.structure.scoring import as_group_score
+from secateur.structure.parameter_stats import UNIT_STATISTICS
+from secateur.structure.scoring import as_group_score, refuse_silence
 from secateur.structure.views import role_of
 from secateur.types import GroupView, MemberView, Need, Stats
 
@@ -52,7 +53,7 @@ def block_scores(
         One score per block, by set.
 
     Raises:
-        MissingStatsError: When the score needs what nobody supplied.
+        MissingStatsError: When the score needs what nobody supplied, or what it needs is zero for every block.
         WeightError: When a weight is not finite.
         SelectionError: When a score is not finite, or says nothing about blocks.
     """
@@ -62,6 +63,7 @@ def block_scores(
     for name, parameter in model.named_parameters():
         check_finite(name, parameter)
     stats = _collect(model, score.needs, sets, loss_fn, batches)
+    refuse_silence(score, stats)
     out = {}
     for some in sets:
         found = score.units(_view(model, some), stats)
@@ -83,29 +85,26 @@ def _view(model: nn.Module, some: BlockSet) -> GroupView:
     return GroupView(some.name, len(modules), tuple(members))
 
 
-_PRODUCTS = frozenset({"unit_product", "unit_product_square", "unit_product_absolute"})
-
-
 def _collect(
     model: nn.Module, needs: frozenset[Need], sets: list[BlockSet], loss_fn: LossFn | None, batches: Batches | None
 ) -> Stats:
     if not needs:
         return {}
-    unknown = needs - _PRODUCTS - {"stream_turn"}
+    unknown = needs - UNIT_STATISTICS - {"stream_turn"}
     if unknown:
         raise MissingStatsError(
             f"the score needs {sorted(map(str, unknown))}, which nothing here collects for whole blocks"
         )
-    if batches is None or (loss_fn is None and needs & _PRODUCTS):
+    if batches is None or (loss_fn is None and needs & UNIT_STATISTICS):
         raise MissingStatsError("the score looks at batches: pass loss_fn=lambda model, batch: ... and batches=[...]")
     loss_fn = loss_fn or call_model  # streams are only watched: any forward will do
     stats: dict[str, dict[str, Tensor]] = {}
     if "stream_turn" in needs:
         names = [b.name for s in sets for b in s.blocks]
         stats["stream_turn"] = _shared(sets, collect_turns(model, names, loss_fn, batches))
-    if needs & _PRODUCTS:
+    if needs & UNIT_STATISTICS:
         products = _products(model, sets, loss_fn, batches)
-        stats |= {str(need): _shared(sets, products[str(need)]) for need in needs & _PRODUCTS}
+        stats |= {str(need): _shared(sets, products[str(need)]) for need in needs & UNIT_STATISTICS}
     return stats
 
 
@@ -119,23 +118,17 @@ def _products(model: nn.Module, sets: list[BlockSet], loss_fn: LossFn, batches: 
     """Return, per block, statistics over batches of the sum of weight times gradient."""
     owned = [list(model.get_submodule(b.name).parameters()) for s in sets for b in s.blocks]
     flat = list({id(p): p for some in owned for p in some}.values())
-    frozen = [p for p in flat if not p.requires_grad]
     found: list[Tensor] = []
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        with evaluation_mode_of(model), torch.enable_grad():
-            for number, batch in enumerate(batches() if callable(batches) else batches):
-                loss = loss_of(loss_fn, model, batch, number)
-                gradients = torch.autograd.grad(loss, flat, allow_unused=True)
-                dots = {
-                    id(p): 0.0 if g is None else float((p.detach().double() * g.double()).sum())
-                    for p, g in zip(flat, gradients, strict=True)
-                }
-                found.append(torch.tensor([sum(dots[id(p)] for p in some) for some in owned], dtype=torch.float64))
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
+    refuse_inference("the score")
+    with requiring_gradients(flat), undisturbed(model), torch.enable_grad():
+        for number, batch in enumerate(batches() if callable(batches) else batches):
+            loss = loss_of(loss_fn, model, batch, number)
+            gradients = torch.autograd.grad(loss, flat, allow_unused=True)
+            dots = {
+                id(p): 0.0 if g is None else float((p.detach().double() * g.double()).sum())
+                for p, g in zip(flat, gradients, strict=True)
+            }
+            found.append(torch.tensor([sum(dots[id(p)] for p in some) for some in owned], dtype=torch.float64))
     if not found:
         raise MissingStatsError("the score needs gradients, but there were no batches to compute them from")
     stacked = torch.stack(found)

@@ -23,6 +23,7 @@ from secateur.inputs import Inputs, split_inputs
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import check_patterns, matches
+from secateur.stats import check_data
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
@@ -117,6 +118,7 @@ def plan_and_shrink(
         method = Method(target=method, pattern=Channel())
     method = as_method(method)
     check_method(method)
+    check_data(loss_fn, batches)
     if method.ablate is not None:
         raise RecipeError(
             f"{method.ablate} is about masks, and cutting out leaves none: score with Random(seed) instead, or give "

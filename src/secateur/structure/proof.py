@@ -11,7 +11,7 @@ from secateur.errors import GraphError, PlanError
 from secateur.graph.axes import Axes
 from secateur.graph.changes import class_name
 from secateur.graph.compare import compare
-from secateur.graph.coupling import Coupling
+from secateur.graph.coupling import Coupling, lost_labels
 from secateur.graph.examples import Example, unseen
 from secateur.graph.model import owned_tensors, quiet_forward
 from secateur.graph.outputs import fixed_outputs
@@ -70,13 +70,8 @@ def _by_values(dense: nn.Module, small: nn.Module, example: Example, plan: Plan)
     """Compare outputs on the example, the branches that it does not take, and an input of other values."""
     recorded = trace(dense, [example])
     removed = np.zeros(recorded.ledger.count, dtype=bool)
-    for leaf in recorded.leaves:
-        for dim, kept in plan.kept.get(leaf.name, {}).items():
-            part = leaf.axes.part(dim)
-            if part is not None:
-                gone = np.ones(leaf.axes.shape[dim], dtype=bool)
-                gone[kept] = False
-                removed[part.labels[gone]] = True
+    for labels in lost_labels(recorded.leaves, plan.kept):
+        removed[labels] = True
     probe = Probe([leaf.tensor.detach() for leaf in recorded.leaves], distinct=False)
     examples: list[Example] = []
     reference: list[list[Any]] = []
@@ -120,7 +115,7 @@ def _by_shapes(dense: nn.Module, small: nn.Module, example: Example, plan: Plan)
             shapes.append([tuple(t.shape) for t in tensors(fixed_outputs(example.run(model)))])
     if shapes[0] != shapes[1]:
         raise GraphError(f"the shrunk model gives outputs of shapes {shapes[1]}, the dense one {shapes[0]}")
-    return Proof(0.0, 0.0, 0, {}, "shapes")
+    return Proof.of_shapes()
 
 
 def _only(plans: tuple[Plan, ...]) -> Plan:

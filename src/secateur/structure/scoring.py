@@ -19,11 +19,12 @@ from secateur.method import check_finite
 from secateur.patterns import Channel
 from secateur.scores import Coupled
 from secateur.select import check_scores
+from secateur.stats._common import refuse_zeros
 from secateur.stats.gradients import LossFn
-from secateur.structure.collect import Batches, Collected, collect
+from secateur.structure.collect import COST, Batches, Collected, collect
 from secateur.structure.cut import Cut
 from secateur.structure.views import Owned, group_view, names_reached, owned_by, role_of
-from secateur.types import GroupScore, Pattern, Score, UnitPattern
+from secateur.types import GroupScore, Pattern, Score, Stats, UnitPattern
 
 
 def as_group_score(score: Score | GroupScore, pattern: Pattern | UnitPattern) -> GroupScore:
@@ -56,7 +57,7 @@ def unit_scores(
         One score per unit, in the order of ``Group.ids``; groups that the score says nothing about, with the reason.
 
     Raises:
-        MissingStatsError: When the score needs what nobody supplied.
+        MissingStatsError: When the score needs what nobody supplied, or what it needs is zero for every unit.
         WeightError: When a weight is not finite.
         SelectionError: When a score is not finite.
     """
@@ -68,6 +69,7 @@ def unit_scores(
     for name, value in values.items():
         check_finite(name, value)
     found = collect(model, coupling, score, loss_fn, batches, removed) if score.needs else Collected()
+    refuse_silence(score, found.stats)
     cut = Cut(coupling, removed)
     rate = _Coupled(model, coupling, score, values, cut) if isinstance(score, Coupled) and not score.needs else None
     out = np.where(removed, -np.inf, 0.0)
@@ -89,6 +91,27 @@ def unit_scores(
             raise SelectionError(f"{group.name}: {score} returned {tuple(scored.shape)} for {len(left)} units")
         out[left] = check_scores(group.name, scored.detach().double().cpu()).numpy()
     return out, silent
+
+
+def refuse_silence(score: GroupScore, stats: Stats) -> None:
+    """Refuse statistics that are zero for every unit of every group; one dead unit or group is as good as any.
+
+    Args:
+        score: The score that needs them.
+        stats: By need, then by member or group. What a unit costs is no statement about its worth.
+
+    Raises:
+        MissingStatsError: When nothing else than zeros was found.
+    """
+    values = [value for need in score.needs - {COST} for value in stats[need].values()]
+    if values:
+        refuse_zeros(f"all that {score} looks at", values, _WHY, each="unit")
+
+
+_WHY = (
+    "the network or its inputs are zero, the loss is at a minimum, or nothing of it reaches the units; where only the "
+    "spread over samples counts, batches of one sample have none"
+)
 
 
 class _Coupled:

@@ -14,15 +14,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from secateur.errors import MissingStatsError
-from secateur.forward import attention_fast_path, call_model
 from secateur.graph.coupling import Coupling
 from secateur.graph.groups import Group
+from secateur.graph.model import owned_tensors
 from secateur.graph.record import Leaf
-from secateur.stats.activations import channels_first, watched
+from secateur.inputs import split_inputs
+from secateur.stats.activations import channels_first
 from secateur.structure.fold import shift_of
 from secateur.structure.fold_into import destinations
 from secateur.structure.readers import Reader, readers_of
 from secateur.structure.views import role_of
+from secateur.structure.wide import run_wide, watched_wide
 
 # Shapes: U units, K channels of a unit, M samples and positions
 
@@ -38,14 +40,14 @@ class Reading:
         module: Its name.
         dim: The dimension of its weight that its inputs are.
         channels: The channels of its input that each unit is, (U, K).
-        size: Shape of its first input.
+        sizes: Shapes of its inputs.
         into: The tensor that takes up constants, or nothing.
     """
 
     module: str
     dim: int
     channels: NDArray[np.int64]
-    size: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...]
     into: str
 
 
@@ -74,25 +76,26 @@ def readings_of(
     """Find the readers of every group of several units.
 
     Args:
-        model: In evaluation mode.
+        model: The model.
         coupling: Its groups.
-        batches: Inputs; the first one is run.
+        batches: Inputs.
 
     Returns:
         Readers by group, and why groups are left alone or readers take up no constants.
     """
     readers, refused = readers_of(model, coupling)
-    sizes: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, dict[tuple[int, ...], None]] = {}
     counts: dict[str, int] = {}
 
     def note(name: str, x: Tensor) -> None:
-        sizes.setdefault(name, tuple(x.shape))
-        counts.setdefault(name, channels_first(model.get_submodule(name), x).shape[0])
+        if x.numel():
+            sizes.setdefault(name, {})[tuple(x.shape)] = None
+            counts.setdefault(name, channels_first(model.get_submodule(name), x).shape[0])
 
     modules = {reader.module for found in readers.values() for reader in found}
-    with attention_fast_path(enabled=False), watched(model, modules, note):
+    with watched_wide(model, modules, note):
         for batch in batches:
-            call_model(model, batch)
+            run_wide(model, batch)
     out: dict[str, list[Reading]] = {}
     for group in coupling.groups:
         if group.name not in readers or group.units < 2:
@@ -101,11 +104,11 @@ def readings_of(
         if why:
             refused[group.name] = why
             continue
-        out[group.name] = [_reading(reader, group, sizes[reader.module]) for reader in readers[group.name]]
+        out[group.name] = [_reading(reader, group, tuple(sizes[reader.module])) for reader in readers[group.name]]
     into, why_not = _takers(model, [r for found in out.values() for r in found], batches[0])
     refused |= why_not
     return {
-        name: [Reading(r.module, r.dim, r.channels, r.size, into.get(r.module, "")) for r in found]
+        name: [Reading(r.module, r.dim, r.channels, r.sizes, into.get(r.module, "")) for r in found]
         for name, found in out.items()
     }, refused
 
@@ -139,10 +142,10 @@ def _unreadable(model: nn.Module, leaf: Leaf, reader: Reader, units: int, counts
     return ""
 
 
-def _reading(reader: Reader, group: Group, size: tuple[int, ...]) -> Reading:
+def _reading(reader: Reader, group: Group, sizes: tuple[tuple[int, ...], ...]) -> Reading:
     own = np.flatnonzero(reader.unit >= 0)
     order = own[np.argsort(reader.unit[own], kind="stable")]
-    return Reading(reader.module, int(reader.member.rpartition("@")[2]), order.reshape(group.units, -1), size, "")
+    return Reading(reader.module, int(reader.member.rpartition("@")[2]), order.reshape(group.units, -1), sizes, "")
 
 
 def _takers(model: nn.Module, readings: Sequence[Reading], batch: Any) -> tuple[dict[str, str], dict[str, str]]:
@@ -152,18 +155,28 @@ def _takers(model: nn.Module, readings: Sequence[Reading], batch: Any) -> tuple[
     for reading in readings:
         layer = model.get_submodule(reading.module)
         channels = torch.from_numpy(reading.channels).flatten()
-        shift, uneven = shift_of(layer, reading.size, channels, torch.ones(len(channels), dtype=torch.float64))
-        if uneven:
+        # No two alike: what one unit adds at a border must not be taken back by another.
+        values = torch.rand(len(channels), generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+        found = [shift_of(layer, size, channels, values) for size in reading.sizes]
+        if any(uneven or not torch.allclose(shift, found[0][0], rtol=1e-9) for shift, uneven in found):
             refused[reading.module] = "takes up no constants: zero padding gives them other values at the border"
         else:
-            shifts[reading.module] = torch.ones_like(shift)
+            shifts[reading.module] = torch.ones_like(found[0][0])
     into = {}
-    for name, (target, why) in destinations(model, shifts, batch, call_model).items():
+    shared = {name: names for names, _, _ in owned_tensors(model) for name in names if len(names) > 1}
+    for name, (target, why) in destinations(model, shifts, batch, _call).items():
+        if target in shared:
+            why = f"{' and '.join(shared[target])} are one tensor"
         if why:
             refused[name] = f"takes up no constants: {why}"
         else:
             into[name] = target
     return into, refused
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = split_inputs(batch)
+    return model(*args, **kwargs)
 
 
 class _Moments:
@@ -187,7 +200,12 @@ class _Moments:
         """Add what one call of the reader gets."""
         values = self.take(x_CM)
         if not bool(torch.isfinite(values).all()):
-            raise MissingStatsError(f"{name} gets inputs that are NaN or infinite")
+            raise MissingStatsError(
+                f"{name} gets inputs that are NaN or infinite, of which nothing can be said; leave the samples out "
+                "that do this, or repair the weights"
+            )
+        if not values.shape[2]:
+            return
         self.low = torch.minimum(self.low, values.amin(2))
         self.high = torch.maximum(self.high, values.amax(2))
         flat = values.flatten(1)
@@ -218,7 +236,7 @@ def find_relations(
     Candidates come from correlations; each is then held against every single value.
 
     Args:
-        model: In evaluation mode.
+        model: The model.
         readings: The readers of each group.
         batches: Inputs, run twice or more often.
         tolerance: Largest deviation, in standard deviations of the unit.
@@ -238,13 +256,12 @@ def find_relations(
             for key in by_module[name]:
                 act(name, key, rows)
 
-        with attention_fast_path(enabled=False), watched(model, by_module, each):
+        with watched_wide(model, by_module, each):
             for batch in batches:
-                call_model(model, batch)
+                run_wide(model, batch)
 
     run(lambda name, key, rows: moments[key].add(name, rows))
-    dtype = next(model.parameters()).dtype
-    snap = 64.0 * torch.finfo(dtype).eps
+    snap = 64.0 * torch.finfo(torch.float64).eps  # in bfloat16, 64 units in the last place are half of the value
     refuted: set[tuple[str, int, int | None]] = set()
     while True:
         relations = [
@@ -273,6 +290,8 @@ def _holding(
 
     def check(_name: str, key: tuple[str, int], rows: Tensor) -> None:
         values = moments[key].take(rows)
+        if not values.shape[2]:
+            return
         spread = moments[key].covariance.diagonal().clamp_min(0.0).sqrt()
         for n, relation in enumerate(relations):
             if relation.group == key[0] and relation.twin is not None:
@@ -355,7 +374,8 @@ def _as_twin(  # what is known of two units, and how exact it must be
         else:
             covariance = m.covariance
             own, other, both = (float(covariance[a, b]) for a, b in ((unit, unit), (twin, twin), (unit, twin)))
-            if bool(constant[twin]) or both**2 < (1.0 - max(tolerance, 1e-9)) * own * other:
+            alike = min(own, other) > 0.0 and both**2 >= (1.0 - max(tolerance, 1e-9)) * own * other
+            if bool(constant[twin]) or not alike:
                 return 0.0, None
             likeness = min(likeness, both**2 / (own * other))
             scale = _snapped(both / other, snap)

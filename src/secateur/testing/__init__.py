@@ -10,15 +10,8 @@ pure-Python versions of what the library does fast.
 """
 
 from secateur.testing.ablation_laws import check_ablation
+from secateur.testing.allocation_laws import check_allocation
 from secateur.testing.dynamics_laws import check_dynamics
-from secateur.testing.laws import (
-    LAYOUTS,
-    check_allocation,
-    check_group_score,
-    check_pattern,
-    check_schedule,
-    check_score,
-)
 from secateur.testing.oracles import (
     loss_changes,
     mask_derivatives,
@@ -28,7 +21,10 @@ from secateur.testing.oracles import (
     select_k,
 )
 from secateur.testing.parametrisation_laws import check_parametrisation
+from secateur.testing.pattern_laws import LAYOUTS, check_pattern
 from secateur.testing.penalty_laws import check_activity_penalty, check_penalty
+from secateur.testing.schedule_laws import check_schedule
+from secateur.testing.score_laws import check_group_score, check_score
 from secateur.testing.solver_laws import check_solver
 
 __all__ = [

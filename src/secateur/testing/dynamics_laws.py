@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from secateur.testing._common import random_tensor, require
 from secateur.testing.oracles import select_k
 from secateur.types import Connections, Dynamics, Masks, Move, Tensors, Turn
 
@@ -28,14 +29,14 @@ def check_dynamics(dynamics: Dynamics) -> None:
         AssertionError: When a law is broken.
     """
     last = dynamics.last
-    _require(dynamics.unit in ("steps", "epochs"), dynamics, f"counts {dynamics.unit!r}")
-    _require(not dynamics.due(0), dynamics, "is due at 0, before the first step")
+    require(dynamics.unit in ("steps", "epochs"), dynamics, f"counts {dynamics.unit!r}")
+    require(not dynamics.due(0), dynamics, "is due at 0, before the first step")
     if last is None:
-        _require(any(map(dynamics.due, range(1, _LONGEST))), dynamics, "is never due")
+        require(any(map(dynamics.due, range(1, _LONGEST))), dynamics, "is never due")
     else:
-        _require(last == 0 or dynamics.due(last), dynamics, f"is not due at {last}, its last time")
-        _require(not any(map(dynamics.due, range(last + 1, last + 200))), dynamics, f"is due after {last}, its last")
-    weights = {name: torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, (name, s) in _numbered()}
+        require(last == 0 or dynamics.due(last), dynamics, f"is not due at {last}, its last time")
+        require(not any(map(dynamics.due, range(last + 1, last + 200))), dynamics, f"is due after {last}, its last")
+    weights = {name: random_tensor(s, i) for i, (name, s) in _numbered()}
     weights["zero"].zero_()
     masks = _choose(weights, {}, _FINAL) if dynamics.sparse_start else {}
     level = _FINAL if dynamics.sparse_start else 0.0
@@ -47,10 +48,10 @@ def check_dynamics(dynamics: Dynamics) -> None:
         masks, level = move.masks, move.level
         for name, weight in weights.items():
             gone = move.zero.get(name, torch.zeros(())).bool() | ~masks.get(name, torch.ones(())).bool()
-            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(time)) * 0.1
+            noise = random_tensor(weight.shape, time) * 0.1
             trained = weight.masked_fill(gone, 0.0) + noise * (name != "zero")
             weights[name] = trained.masked_fill(~masks.get(name, torch.ones(())).bool(), 0.0)
-    _require(last is None or level == _FINAL, dynamics, f"ends at level {level}, asked for {_FINAL}")
+    require(last is None or level == _FINAL, dynamics, f"ends at level {level}, asked for {_FINAL}")
 
 
 def _numbered() -> list[tuple[int, tuple[str, tuple[int, ...]]]]:
@@ -71,7 +72,7 @@ def _choose(weights: Tensors, masks: Tensors, level: float) -> Masks:
 
 def _move(dynamics: Dynamics, time: int, weights: Tensors, masks: Masks) -> Move:
     """Update twice, from the same turn, which must not change."""
-    noise = {name: torch.randn(s, generator=torch.Generator().manual_seed(99 + i)) for i, (name, s) in _numbered()}
+    noise = {name: random_tensor(s, 99 + i) for i, (name, s) in _numbered()}
     units = {
         name: Connections(
             weight.abs().flatten(),
@@ -92,10 +93,10 @@ def _move(dynamics: Dynamics, time: int, weights: Tensors, masks: Masks) -> Move
     move, again = dynamics.update(turn), dynamics.update(turn)
     for one, two in zip(_tables(move), _tables(again), strict=True):
         same = one.keys() == two.keys() and all(torch.equal(m, two[n]) for n, m in one.items())
-        _require(same, dynamics, f"at {time}: a second call gives another move")
+        require(same, dynamics, f"at {time}: a second call gives another move")
     for name, u in units.items():
         kept = all(map(torch.equal, before[name], (u.sizes, u.active, u.gradients)))
-        _require(kept, dynamics, f"at {time}: changes its turn")
+        require(kept, dynamics, f"at {time}: changes its turn")
     return move
 
 
@@ -107,10 +108,10 @@ def _check_move(dynamics: Dynamics, at: str, before: Masks, move: Move) -> None:
     for table in _tables(move):
         odd = {n: (tuple(m.shape), m.dtype) for n, m in table.items()}
         fits = all(_SHAPES.get(n) == shape and dtype == torch.bool for n, (shape, dtype) in odd.items())
-        _require(fits, dynamics, f"{at}: masks that fit no weight among {odd}")
-    _require(0.0 <= move.level <= _FINAL, dynamics, f"{at}: level {move.level}, beyond the target's {_FINAL}")
+        require(fits, dynamics, f"{at}: masks that fit no weight among {odd}")
+    require(0.0 <= move.level <= _FINAL, dynamics, f"{at}: level {move.level}, beyond the target's {_FINAL}")
     counts = {name: int(_mask(move.masks, name).sum()) for name in _SHAPES}
-    _require(
+    require(
         sum(counts.values()) == _kept(move.level),
         dynamics,
         f"{at}: keeps {sum(counts.values())} units, and level {move.level} says {_kept(move.level)}",
@@ -118,16 +119,11 @@ def _check_move(dynamics: Dynamics, at: str, before: Masks, move: Move) -> None:
     for name in _SHAPES:
         back = _mask(move.masks, name) & ~_mask(before, name)
         forgotten = torch.ones_like(back) if move.restart else move.clear.get(name, torch.zeros_like(back))
-        _require(not bool((back & ~forgotten).any()), dynamics, f"{at}: {name} comes back with its old momentum")
+        require(not bool((back & ~forgotten).any()), dynamics, f"{at}: {name} comes back with its old momentum")
         if dynamics.sparse_start:
             had = int(_mask(before, name).sum())
-            _require(counts[name] == had, dynamics, f"{at}: {name} has {counts[name]} units and had {had}")
+            require(counts[name] == had, dynamics, f"{at}: {name} has {counts[name]} units and had {had}")
 
 
 def _mask(masks: Masks, name: str) -> Tensor:
     return masks.get(name, torch.ones(_SHAPES[name], dtype=torch.bool))
-
-
-def _require(holds: bool, dynamics: Dynamics, law: str) -> None:
-    if not holds:
-        raise AssertionError(f"{dynamics}: {law}")

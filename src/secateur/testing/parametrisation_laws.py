@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.prunable import find_prunable
+from secateur.testing._common import require
 from secateur.training import Reparametrised
 from secateur.types import Moment, Parametrisation, Tensors
 
@@ -58,7 +59,7 @@ def check_parametrisation(parametrisation: Parametrisation) -> None:
         if parametrisation.asked(None) is None:
             kept = parametrisation.final(at)[1].values()
             some = 0 < sum(int(mask.sum()) for mask in kept) < sum(mask.numel() for mask in kept)
-            _require(some, parametrisation, "keeps all or nothing, however far the latents are spread")
+            require(some, parametrisation, "keeps all or nothing, however far the latents are spread")
     at = _moment(parametrisation, torch.float64, spread=1.0)
     for step in (0, _LATE):
         _check_asked(parametrisation, replace(at, step=step))
@@ -76,8 +77,8 @@ def _moment(part: Parametrisation, dtype: torch.dtype, spread: float) -> Moment:
     _same(part, "the latents of one seed", *started)
     for name, latent in started[0].items():
         wide = latent.dtype in (torch.float32, torch.float64)
-        _require(wide, part, f"{name}: the latent has dtype {latent.dtype}; half precision rounds updates to nothing")
-        _require(bool(torch.isfinite(latent).all()), part, f"{name}: the latent is not finite")
+        require(wide, part, f"{name}: the latent has dtype {latent.dtype}; half precision rounds updates to nothing")
+        require(bool(torch.isfinite(latent).all()), part, f"{name}: the latent is not finite")
     # Spread out, as training would: some groups are gone, some stay.
     generator = torch.Generator().manual_seed(2)
     moved = {n: t + spread * torch.randn(t.shape, generator=generator).to(t) for n, t in started[0].items()}
@@ -101,36 +102,36 @@ def _check_functions(part: Parametrisation, at: Moment) -> None:
         _same(part, f"the weights {what}", one, two)
         for name, value in one.items():
             fits = name in at.weights and value.shape == at.weights[name].shape
-            _require(fits, part, f"{name}: made {what} in shape {tuple(value.shape)}")
+            require(fits, part, f"{name}: made {what} in shape {tuple(value.shape)}")
             if what != "of the masks":
-                _require(value.dtype == at.weights[name].dtype, part, f"{name}: made {what} in {value.dtype}")
-                _require(bool(torch.isfinite(value).all()), part, f"{name}: not finite {what}")
+                require(value.dtype == at.weights[name].dtype, part, f"{name}: made {what} in {value.dtype}")
+                require(bool(torch.isfinite(value).all()), part, f"{name}: not finite {what}")
     final, masks = part.final(at)
-    _require(at.layouts.keys() <= masks.keys() <= final.keys(), part, f"has masks for {sorted(masks)}")
+    require(at.layouts.keys() <= masks.keys() <= final.keys(), part, f"has masks for {sorted(masks)}")
     for name, mask in masks.items():
-        _require(mask.dtype == torch.bool, part, f"{name}: the mask has dtype {mask.dtype}")
+        require(mask.dtype == torch.bool, part, f"{name}: the mask has dtype {mask.dtype}")
         gone = final[name][~mask]
-        _require(not bool(gone.count_nonzero()), part, f"{name}: a pruned weight is not zero")
-        _require(not bool(torch.signbit(gone).any()), part, f"{name}: a pruned weight is -0.0")
+        require(not bool(gone.count_nonzero()), part, f"{name}: a pruned weight is not zero")
+        require(not bool(torch.signbit(gone).any()), part, f"{name}: a pruned weight is -0.0")
     advanced = part.advance(at)
     shapes = {n: (tuple(t.shape), t.dtype) for n, t in at.latents.items()}
     fits = all(shapes.get(n) == (tuple(t.shape), t.dtype) for n, t in advanced.items())
-    _require(fits, part, "advance returns other latents than there are")
+    require(fits, part, "advance returns other latents than there are")
     for tensors, old in zip((at.weights, at.latents), before, strict=True):
-        _require(all(torch.equal(t, old[n]) for n, t in tensors.items()), part, "changes its arguments")
+        require(all(torch.equal(t, old[n]) for n, t in tensors.items()), part, "changes its arguments")
 
 
 def _check_asked(part: Parametrisation, at: Moment) -> None:
     asked, goal = part.asked(at.step), part.asked(None)
-    _require((asked is None) == (goal is None), part, f"asks for {asked} at step {at.step} and {goal} in the end")
+    require((asked is None) == (goal is None), part, f"asks for {asked} at step {at.step} and {goal} in the end")
     if asked is None or goal is None:
         return
-    _require(0.0 <= asked <= goal < 1.0, part, f"asks for {asked} at step {at.step} and {goal} in the end")
-    _require(at.step < _LATE or asked == goal, part, f"still asks for {asked} long after the end")
+    require(0.0 <= asked <= goal < 1.0, part, f"asks for {asked} at step {at.step} and {goal} in the end")
+    require(at.step < _LATE or asked == goal, part, f"still asks for {asked} long after the end")
     for name, mask in part.final(at)[1].items():
         if name in at.layouts:
             gone = mask.numel() - int(mask.sum())
-            _require(abs(gone - asked * mask.numel()) <= 0.5, part, f"{name}: asked for {asked}, {gone} weights gone")
+            require(abs(gone - asked * mask.numel()) <= 0.5, part, f"{name}: asked for {asked}, {gone} weights gone")
 
 
 def _check_gradients(part: Parametrisation, at: Moment) -> None:
@@ -138,17 +139,17 @@ def _check_gradients(part: Parametrisation, at: Moment) -> None:
     latents = {n: t.clone().requires_grad_() for n, t in at.latents.items()}
     free = replace(at, weights=weights, latents=latents)
     penalty = part.penalty(free)
-    _require(penalty.shape == () and bool(torch.isfinite(penalty)), part, f"the penalty is {penalty}")
+    require(penalty.shape == () and bool(torch.isfinite(penalty)), part, f"the penalty is {penalty}")
     made = part.weights(free, torch.Generator().manual_seed(3))
     loss = sum((value * torch.linspace(1, 2, value.numel()).view_as(value)).sum() for value in made.values())
     torch.autograd.backward(loss + penalty)
     for name in at.layouts:
         grad = weights[name].grad
-        _require(grad is not None and bool(grad.count_nonzero()), part, f"no gradient reaches {name}")
+        require(grad is not None and bool(grad.count_nonzero()), part, f"no gradient reaches {name}")
     for name, latent in latents.items():
-        _require(latent.grad is not None and bool(latent.grad.any()), part, f"no gradient reaches the latent of {name}")
+        require(latent.grad is not None and bool(latent.grad.any()), part, f"no gradient reaches the latent of {name}")
     for name, leaf in (*weights.items(), *latents.items()):
-        _require(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()), part, f"{name}: gradient not finite")
+        require(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()), part, f"{name}: gradient not finite")
 
 
 def _check_network(part: Parametrisation) -> None:
@@ -169,12 +170,12 @@ def _check_network(part: Parametrisation) -> None:
     three.eval()
     with torch.no_grad():
         before = one(x)
-        _require(bool(torch.equal(before, three(x))), part, "a deep copy answers differently")
+        require(bool(torch.equal(before, three(x))), part, "a deep copy answers differently")
         finished = one.finish_()
-        _require(bool(torch.equal(before, one.model(x))), part, "in evaluation mode it is not the finished network")
+        require(bool(torch.equal(before, one.model(x))), part, "in evaluation mode it is not the finished network")
     parameters: Tensors = dict(one.model.named_parameters())
     for name, mask in finished.masks.items():
-        _require(not bool(parameters[name][~mask].any()), part, f"{name}: a pruned weight is not zero in the model")
+        require(not bool(parameters[name][~mask].any()), part, f"{name}: a pruned weight is not zero in the model")
 
 
 def _train(model: Reparametrised, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
@@ -188,9 +189,4 @@ def _train(model: Reparametrised, optimizer: torch.optim.Optimizer, x: Tensor) -
 
 def _same(part: Parametrisation, what: str, one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> None:
     same = one.keys() == two.keys() and all(torch.equal(t, two[n]) for n, t in one.items())
-    _require(same, part, f"{what} are not the same every time")
-
-
-def _require(condition: bool, part: Parametrisation, what: str) -> None:
-    if not condition:
-        raise AssertionError(f"{part}: {what}")
+    require(same, part, f"{what} are not the same every time")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.testing._common import require
 from secateur.types import ActivityPenalty, LossPenalty, Penalty
 
 
@@ -35,7 +36,7 @@ def check_penalty(penalty: Penalty) -> None:
     model = _Net().double()
     names = penalty.parameters(model)
     known = dict(model.named_parameters())
-    _require(bool(names) and set(names) <= known.keys(), penalty, f"presses on {names}, of {sorted(known)}")
+    require(bool(names) and set(names) <= known.keys(), penalty, f"presses on {names}, of {sorted(known)}")
     generator = torch.Generator().manual_seed(0)
     # Away from zero, where subgradients are no derivatives.
     weights: dict[str, Tensor] = {}
@@ -47,19 +48,19 @@ def check_penalty(penalty: Penalty) -> None:
     pressed = penalty.gradient(weights, state)
     rates = dict.fromkeys(names, torch.tensor(0.3, dtype=torch.float64))
     moved = penalty.proximal(weights, state, rates)
-    _require(bool(pressed or moved), penalty, "neither has a gradient nor a proximal step")
+    require(bool(pressed or moved), penalty, "neither has a gradient nor a proximal step")
     _check_gradient(penalty, weights, state, pressed)
     _check_proximal(penalty, weights, state, moved, generator)
     nothing = {n: torch.zeros_like(w) for n, w in weights.items()}
     for tensors in (penalty.gradient(nothing, state), penalty.proximal(nothing, state, rates)):
-        _require(all(bool(torch.isfinite(t).all()) for t in tensors.values()), penalty, "not finite at zero")
+        require(all(bool(torch.isfinite(t).all()) for t in tensors.values()), penalty, "not finite at zero")
     after = _later(penalty, weights, state)
     shapes = [{n: (tuple(t.shape), t.dtype) for n, t in s.items()} for s in (state, after)]
-    _require(shapes[0] == shapes[1], penalty, f"the state changes from {shapes[0]} to {shapes[1]}")
+    require(shapes[0] == shapes[1], penalty, f"the state changes from {shapes[0]} to {shapes[1]}")
     _check_gradient(penalty, weights, after, penalty.gradient(weights, after))
     kept = all(torch.equal(w, before[0][n]) for n, w in weights.items())
     kept &= all(torch.equal(t, before[1][n]) for n, t in state.items())
-    _require(kept, penalty, "changes its arguments")
+    require(kept, penalty, "changes its arguments")
 
 
 def _later(penalty: Penalty, weights: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def _later(penalty: Penalty, weights: dict[str, Tensor], state: dict[str, Tensor
             penalty.advance(weights, state, 0, None)
         except SecateurError:
             refused = True
-        _require(refused, penalty, "follows the loss, and goes on without one")
+        require(refused, penalty, "follows the loss, and goes on without one")
     for step in range(25):
         state = penalty.advance(weights, state, step, 1.0 / (1 + step) if follows else None)
     return state
@@ -82,12 +83,12 @@ def _check_gradient(
 ) -> None:
     if not pressed:
         return
-    _require(pressed.keys() == weights.keys(), penalty, f"has a gradient for {sorted(pressed)} only")
+    require(pressed.keys() == weights.keys(), penalty, f"has a gradient for {sorted(pressed)} only")
     free = {n: w.clone().requires_grad_() for n, w in weights.items()}
     wanted = torch.autograd.grad(penalty.value(free, state), list(free.values()))
     for (name, got), want in zip(pressed.items(), wanted, strict=True):
         same = got.shape == want.shape and torch.allclose(got, want, rtol=1e-6, atol=1e-12)
-        _require(bool(same), penalty, f"{name}: the gradient is not that of the value")
+        require(bool(same), penalty, f"{name}: the gradient is not that of the value")
 
 
 def _check_proximal(
@@ -107,13 +108,13 @@ def _check_proximal(
 
     for rate in (1e-3, 0.3, 100.0):
         best = penalty.proximal(weights, state, dict.fromkeys(weights, torch.tensor(rate, dtype=torch.float64)))
-        _require(best.keys() == weights.keys(), penalty, f"has a proximal step for {sorted(best)} only")
+        require(best.keys() == weights.keys(), penalty, f"has a proximal step for {sorted(best)} only")
         least = objective(best, rate)
         for size in (1e-4, 1e-2, 1.0):
             for _ in range(20):
                 noise = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in weights.items()}
                 other = objective({n: best[n] + size * noise[n] for n in weights}, rate)
-                _require(least <= other * (1 + 1e-12), penalty, f"rate {rate}: the proximal step is not the least")
+                require(least <= other * (1 + 1e-12), penalty, f"rate {rate}: the proximal step is not the least")
 
 
 def check_activity_penalty(penalty: ActivityPenalty) -> None:
@@ -133,17 +134,12 @@ def check_activity_penalty(penalty: ActivityPenalty) -> None:
         outputs = torch.randn(shape, generator=generator, dtype=torch.float64)
         before, free = outputs.clone(), outputs.clone().requires_grad_()
         value = penalty.value(free)
-        _require(value.dim() == 0 and float(value.detach()) > 0, penalty, f"costs {value} where units are active")
-        _require(float(penalty.value(torch.zeros_like(outputs))) == 0, penalty, "silence costs something")
-        _require(torch.allclose(penalty.value(-outputs), value.detach()), penalty, "minds the sign of activity")
+        require(value.dim() == 0 and float(value.detach()) > 0, penalty, f"costs {value} where units are active")
+        require(float(penalty.value(torch.zeros_like(outputs))) == 0, penalty, "silence costs something")
+        require(torch.allclose(penalty.value(-outputs), value.detach()), penalty, "minds the sign of activity")
         (slope,) = torch.autograd.grad(value, free)
-        _require(bool((slope * outputs > 0).all()), penalty, "does not press towards silence everywhere")
+        require(bool((slope * outputs > 0).all()), penalty, "does not press towards silence everywhere")
         twice = penalty.value(torch.cat([outputs, outputs]))
-        _require(torch.allclose(twice, value.detach()), penalty, "depends on the size of the batch")
-        _require(torch.equal(outputs, before), penalty, "changes its arguments")
-    _require(bool(torch.isfinite(penalty.value(torch.zeros(0, 4)))), penalty, "not finite on an empty batch")
-
-
-def _require(condition: bool, penalty: Penalty | ActivityPenalty, what: str) -> None:
-    if not condition:
-        raise AssertionError(f"{penalty}: {what}")
+        require(torch.allclose(twice, value.detach()), penalty, "depends on the size of the batch")
+        require(torch.equal(outputs, before), penalty, "changes its arguments")
+    require(bool(torch.isfinite(penalty.value(torch.zeros(0, 4)))), penalty, "not finite on an empty batch")

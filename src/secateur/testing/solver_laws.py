@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from secateur.testing.laws import DTYPES, synthetic_stats
+from secateur.testing._common import require
+from secateur.testing.score_laws import DTYPES, synthetic_stats
 from secateur.types import Need, Solver, Stats, Tensors
 
 MakeStats = Callable[[frozenset[Need], Tensors], Stats]
@@ -29,7 +30,7 @@ def check_solver(
     Raises:
         AssertionError: When a law is broken.
     """
-    _require(isinstance(solver.needs, frozenset), solver, f"needs must be a frozenset, got {solver.needs!r}")
+    require(isinstance(solver.needs, frozenset), solver, f"needs must be a frozenset, got {solver.needs!r}")
     shapes = {"b.weight": (3, 5), "a.weight": (4, 3, 3, 2), "zero.weight": (2, 3), "one.weight": (1, 1)}
     for dtype in dtypes:
         generator = torch.Generator().manual_seed(0)
@@ -49,31 +50,26 @@ def check_solver(
         for kept, of in ((everything, weights), (before, thinned)):
             same = solver.solve(of, kept, stats)
             for name, value in same.items():
-                _require(torch.equal(value, of[name]), solver, f"{dtype}, {name}: changes though nothing goes")
+                require(torch.equal(value, of[name]), solver, f"{dtype}, {name}: changes though nothing goes")
 
 
 def _check_solved(solver: Solver, weights: Tensors, masks: Tensors, stats: Stats, where: str) -> None:
     kept = {n: w.clone() for n, w in weights.items()}, {n: m.clone() for n, m in masks.items()}
     out = solver.solve(weights, masks, stats)
-    _require(set(out) == set(weights), solver, f"{where}: returned {sorted(out)}, was given {sorted(weights)}")
+    require(set(out) == set(weights), solver, f"{where}: returned {sorted(out)}, was given {sorted(weights)}")
     for name, w in weights.items():
         got, at = out[name], f"{where}, {name}"
-        _require(got.shape == w.shape and got.dtype == w.dtype, solver, f"{at}: {got.dtype}, {tuple(got.shape)}")
-        _require(bool(torch.isfinite(got).all()), solver, f"{at}: not finite on finite input")
-        _require(not bool(got[~masks[name]].count_nonzero()), solver, f"{at}: not zero where the mask is")
-        _require(torch.equal(w, kept[0][name]), solver, f"{at}: changed the weight")
-        _require(torch.equal(masks[name], kept[1][name]), solver, f"{at}: changed the mask")
+        require(got.shape == w.shape and got.dtype == w.dtype, solver, f"{at}: {got.dtype}, {tuple(got.shape)}")
+        require(bool(torch.isfinite(got).all()), solver, f"{at}: not finite on finite input")
+        require(not bool(got[~masks[name]].count_nonzero()), solver, f"{at}: not zero where the mask is")
+        require(torch.equal(w, kept[0][name]), solver, f"{at}: changed the weight")
+        require(torch.equal(masks[name], kept[1][name]), solver, f"{at}: changed the mask")
     again = solver.solve(weights, masks, stats)
     turned = solver.solve(_turned(weights), _turned(masks), stats)
     for name, value in out.items():
-        _require(torch.equal(value, again[name]), solver, f"{where}, {name}: a second call gives other weights")
-        _require(torch.equal(value, turned[name]), solver, f"{where}, {name}: depends on the order of the dict")
+        require(torch.equal(value, again[name]), solver, f"{where}, {name}: a second call gives other weights")
+        require(torch.equal(value, turned[name]), solver, f"{where}, {name}: depends on the order of the dict")
 
 
 def _turned(tensors: Tensors) -> dict[str, Tensor]:
     return dict(reversed(list(tensors.items())))
-
-
-def _require(condition: bool, solver: Solver, what: str) -> None:
-    if not condition:
-        raise AssertionError(f"{solver}: {what}")

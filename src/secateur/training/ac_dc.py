@@ -30,7 +30,13 @@ class ACDC:
     gradients, would push them all at once. The last phase is sparse. A by-product is the dense network of the end of
     the last dense phase.
 
-    The phases must fill the training exactly: the defaults are the paper's, of 100 epochs.
+    The phases must fill the training exactly. The defaults are those with which the authors trained ImageNet for 100
+    epochs: compressed at the ends of epochs 10, 20, ..., 70 and 85, decompressed at those of 15, 25, ..., 65 and 75.
+    Their longer trainings have the same phases and more of them.
+
+    Pitfalls:
+        The masks of the finished network are chosen when the last phase begins: it must be long enough to recover from
+        that, at a learning rate that still allows it. A network measured in a dense phase is not the sparse one.
 
     Args:
         total: Length of the training.

@@ -26,6 +26,10 @@ class GraNet:
     by their size: this is what sets it apart from a :class:`~secateur.pruner.Pruner` with the schedule ``cubic``, in
     which pruned stays pruned. New weights start at zero and without momentum.
 
+    Pitfalls:
+        It begins dense, so early training costs what dense training does. The gradient of a single batch decides what
+        grows: small batches grow noise. Moves that end late leave too little training for what grew last.
+
     Args:
         end: :math:`t_1`, the time of the last move, which swaps nothing.
         begin: :math:`t_0`, the time of the first.

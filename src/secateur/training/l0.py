@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from secateur.errors import PatternError, check_choice, check_number
-from secateur.patterns import Channel
+from secateur.patterns import Channel, Unstructured
 from secateur.patterns._layout import from_oki, oki_shape
 from secateur.training._tensors import total, wide
 from secateur.types import Masks, Moment, Tensors, Weight
@@ -71,8 +71,10 @@ class L0:
     noise. Without, and where the outputs of several layers are added up, gates that are closed for good still cut out,
     and the constant is what :func:`~secateur.structure.fold_constants_` is for.
 
-    Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow, and
-    the training longer than usual.
+    Pitfalls:
+        Nothing closes while :math:`\lambda` is small, and everything does when it is large: the useful range is narrow,
+        and the training longer than usual. How much goes is found and not set. On large tasks results were inconsistent
+        (Gale, Elsen, Hooker, The State of Sparsity in Deep Neural Networks, 2019).
 
     Args:
         strength: :math:`\lambda`, of one weight.
@@ -104,6 +106,11 @@ class L0:
         check_number("l0: l2", self.l2)
         check_choice("l0: group", self.group, get_args(Group))
         check_number("l0: dropped", self.dropped, above=True, most=1.0, below=True)
+
+    @property
+    def pattern(self) -> Channel | Unstructured:
+        """Whole units, unless each weight has its gate."""
+        return Unstructured() if self.group == "weight" else Channel()
 
     def _side(self, weight: Weight) -> Group:
         if self.group != "unit":
@@ -148,8 +155,9 @@ class L0:
             if noise is not None:
                 u = torch.rand(u.shape, generator=noise, dtype=u.dtype, device=u.device) * (1 - 2 * _EDGE) + _EDGE
             factors = self._spread(layout, hard_concrete(log_alpha, u))
-            if layout.companions:  # in front of a norm a gate would only disturb its statistics
-                factors = {n: factors[n] for n in layout.companions}
+            norms = self._norms(layout)
+            if norms:  # in front of a norm a gate would only disturb its statistics
+                factors = {n: factors[n] for n in norms}
             out |= {n: at.weights[n] * z.to(at.weights[n].dtype) for n, z in factors.items()}
         return out
 
@@ -159,11 +167,13 @@ class L0:
         masks: Masks = {}
         for name, layout in at.layouts.items():
             gates = final_gate(at.latents[name])
-            own = self._spread(layout, gates > 0)
+            # What is not a number is not shut: a training that has diverged must not pass for a sparse one.
+            own = self._spread(layout, ~(gates <= 0))
             masks |= own
             factors = self._spread(layout, gates)
-            if layout.companions:
-                factors |= {n: m.to(gates.dtype) for n, m in own.items() if n not in layout.companions}
+            norms = self._norms(layout)
+            if norms:
+                factors |= {n: m.to(gates.dtype) for n, m in own.items() if n not in norms}
             out |= {n: torch.where(own[n], at.weights[n] * z.to(at.weights[n].dtype), 0.0) for n, z in factors.items()}
         return out, masks
 
@@ -182,6 +192,10 @@ class L0:
     def advance(self, at: Moment) -> dict[str, Tensor]:
         """Return log alpha, held within the log of 100."""
         return {n: a.clamp(-_LIMIT, _LIMIT) for n, a in at.latents.items()}
+
+    def _norms(self, layout: Weight) -> tuple[str, ...]:
+        """Return scale and shift of the norm that takes the gates in the layer's place: where they are on outputs."""
+        return layout.companions if self._side(layout) == "output" else ()
 
     def _spread(self, layout: Weight, gates: Tensor) -> dict[str, Tensor]:
         """Repeat one value per gate over every parameter that it acts on."""

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from secateur.errors import TargetError, check_number
 from secateur.schedules import Schedule, cubic
-from secateur.select import keep_top_k
+from secateur.select import keep_global
 from secateur.training._tensors import wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
@@ -37,6 +37,10 @@ class Movement:
     Scores start at zero. The authors give them a learning rate of their own, 0.01; give the optimizer
     ``wrapped.latents.parameters()`` as a group for that.
 
+    Pitfalls:
+        Until scores have seen gradients their ties are broken by index: let the schedule begin after a while, and end
+        well before the training does. Every layer loses the same share, needed or not.
+
     Args:
         sparsity: Share of every layer's weights that is gone in the end.
         schedule: When, and how fast, in optimizer steps. It should begin after the scores have seen some gradients and
@@ -60,6 +64,8 @@ class Movement:
 
     def __post_init__(self) -> None:
         check_number("movement: sparsity", self.sparsity, most=1.0, below=True, error=TargetError)
+        if not isinstance(self.schedule, Schedule):
+            raise TargetError(f"movement: expected a schedule such as cubic(begin=0, end=1000), got {self.schedule!r}")
         if self.schedule.unit != "steps":
             raise TargetError(
                 f"movement: the schedule counts {self.schedule.unit}, and masks are made anew at optimizer steps; give "
@@ -94,7 +100,10 @@ class Movement:
 
     def _masks(self, at: Moment) -> Masks:
         gone = self.asked(at.step) or 0.0
-        return {n: keep_top_k(at.latents[n].detach(), w.numel - round(gone * w.numel)) for n, w in at.layouts.items()}
+        masks: Masks = {}
+        for name, weight in at.layouts.items():
+            masks |= keep_global({name: at.latents[name].detach()}, weight.numel - round(gone * weight.numel))
+        return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
         """Return the masked weights."""

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from secateur.errors import CheckpointError, RecipeError, SecateurWarning, WeightError
+from secateur.errors import CheckpointError, RecipeError, SecateurWarning, WeightError, check_whole
 from secateur.pipeline.data import derive_seed
 from secateur.prunable import Found, check_each, find_prunable
 from secateur.registry import in_words
@@ -135,6 +135,13 @@ class Reparametrised(nn.Module):
     ) -> None:
         if isinstance(parametrisation, type) or not isinstance(parametrisation, Parametrisation):
             raise RecipeError(f"expected a Parametrisation such as L0(1e-5), got {parametrisation!r}")
+        check_whole("the seed of a Reparametrised model", seed, least=0)
+        model = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
+        if isinstance(model, nn.Module) and any(isinstance(m, Reparametrised) for m in model.modules()):
+            raise WeightError(
+                "the model holds weights that are made anew already (a Reparametrised module); call its finish_() "
+                "first, or wrap the model once"
+            )
         found = find_prunable(model, include=include, exclude=exclude, types=types)
         _refuse_ties(found)
         check_each(found, parametrisation.check)
@@ -153,9 +160,11 @@ class Reparametrised(nn.Module):
         self._names = tuple(names)
         self.latents = nn.ParameterDict(self._start(seed))
         self.register_load_state_dict_pre_hook(_check_state)  # type: ignore[no-untyped-call]
+        # Asked once: a protocol is looked up by the names of all its members.
+        self._noise_on_outputs = parametrisation if isinstance(parametrisation, ActivationNoise) else None
         at = self._moment()
-        if isinstance(parametrisation, ActivationNoise):
-            for name in parametrisation.variances(at):
+        if self._noise_on_outputs is not None:
+            for name in self._noise_on_outputs.variances(at):
                 check_layer(model, name)
 
     def _start(self, seed: int) -> dict[str, nn.Parameter]:
@@ -214,7 +223,7 @@ class Reparametrised(nn.Module):
             return functional_call(self.model, self.parametrisation.final(at)[0], args, kwargs)
         noise = self._noise(next(iter(at.weights.values())).device)
         made = self.parametrisation.weights(at, noise)
-        variances = self.parametrisation.variances(at) if isinstance(self.parametrisation, ActivationNoise) else {}
+        variances = {} if self._noise_on_outputs is None else self._noise_on_outputs.variances(at)
         with noisy_outputs(self.model, variances, noise) if variances else nullcontext():
             return functional_call(self.model, made, args, kwargs)
 
@@ -271,7 +280,13 @@ class Reparametrised(nn.Module):
             WeightError: When a weight is not finite; the model is unchanged then.
         """
         self._refuse_when_done()
-        values, masks = self.parametrisation.final(self._moment())
+        at = self._moment()
+        for name, latent in at.latents.items():
+            if bool(torch.isnan(latent).any()):  # infinite ones are gates wide open
+                raise WeightError(
+                    f"the latent of {name} is NaN: training has diverged, and the model was left as it is"
+                )
+        values, masks = self.parametrisation.final(at)
         for name, value in values.items():
             if not bool(torch.isfinite(value).all()):
                 raise WeightError(f"{name} is not finite: training has diverged, and the model was left as it is")

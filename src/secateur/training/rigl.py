@@ -31,8 +31,11 @@ class RigL:
     allocate=ErdosRenyiKernel())``. It takes :math:`\Delta t` = 100, :math:`\alpha` = 0.3 and :math:`T` = three quarters
     of the training.
 
-    Adam counts steps per tensor: new weights start with empty moments at full step count, so their first step is
-    :math:`(1-\beta_1)/\sqrt{1-\beta_2}` learning rates long (3.2 with its defaults), and the next are longer.
+    Pitfalls:
+        Adam counts steps per tensor: new weights start with empty moments at full step count, so their first step is
+        :math:`(1-\beta_1)/\sqrt{1-\beta_2}` learning rates long (3.2 with its defaults), and the next are longer. The
+        gradient of a single batch decides what grows: small batches grow noise. With ``erk``, the usual start, a
+        network has more multiply-accumulates than a uniform one of the same sparsity: compare both figures.
 
     Args:
         end: :math:`T`.

@@ -27,6 +27,10 @@ class SET:
     The paper drops the smallest positive and the largest negative weights, :math:`\zeta` of each sign; here signs do
     not matter.
 
+    Pitfalls:
+        Growth at random finds useful weights slowly in large layers. Left without an ``end``, masks move until training
+        does, and what grew last has hardly been trained.
+
     Args:
         seed: Seed of what grows. It depends on the seed, the time and the layer's name alone.
         fraction: :math:`\zeta`.

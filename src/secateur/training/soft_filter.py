@@ -24,6 +24,10 @@ class SoftFilter:
     Until the end only the filter itself goes to zero. With its bias and its norm at zero too, a ReLU behind it would
     pass no gradient, and nothing could grow back; masks cover them.
 
+    Pitfalls:
+        Until the end nothing stays pruned: accuracies on the way are those of a dense network, and the last pruning is
+        followed by no training unless there is retraining. Statistics of norms behind filters shift at each pruning.
+
     Args:
         end: Time of the last pruning, the end of training.
         every: Time between two prunings.

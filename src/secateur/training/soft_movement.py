@@ -27,6 +27,11 @@ class SoftMovement:
     much as it needs; how much that is in total is found and not set. Scores start at zero, so the threshold lies below:
     the default is where :math:`\mathrm{sigmoid}(S) = 0.1`.
 
+    Pitfalls:
+        How much goes is found and not set: it follows from the strength, the learning rate of the scores and the length
+        of training. A strength that is too large closes whole layers, and what lies in front of a closed layer gets no
+        gradient.
+
     Args:
         strength: :math:`\lambda`, for each weight.
         threshold: :math:`\tau`.
@@ -63,7 +68,8 @@ class SoftMovement:
         return {n: torch.zeros_like(wide(weights[n])) for n in layouts}
 
     def _masks(self, at: Moment) -> Masks:
-        return {n: at.latents[n].detach() > self.threshold for n in at.layouts}
+        # What is not a number is not below the threshold: a training that has diverged must not pass for a sparse one.
+        return {n: ~(at.latents[n].detach() <= self.threshold) for n in at.layouts}
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
         """Return the masked weights."""

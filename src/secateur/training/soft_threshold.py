@@ -25,14 +25,16 @@ class SoftThreshold:
     weights are zero. With plain SGD this penalty is the weight decay that the authors put on :math:`s`; leave the
     optimizer's own at zero for the latents then.
 
-    **The sparsity is not set, it is found**: it follows from ``decay``, the start, the learning rate and the length of
-    training, and a target is met by trying several. Where a sparsity must be met, take ``Movement``, or a
-    ``Pruner``. The weights of the finished network are the shrunk ones.
-
-    A weight under its threshold gets no gradient: it comes back only where the threshold falls below it again.
+    The weights of the finished network are the shrunk ones.
 
     The authors' own starts go down to -3200, where the threshold is zero in float32 and only the decay moves it; the
     default starts at a threshold of 0.0067, where gradients reach it.
+
+    Pitfalls:
+        **The sparsity is not set, it is found**: it follows from ``decay``, the start, the learning rate and the length
+        of training, and a target is met by trying several. Where a sparsity must be met, take ``Movement``, or a
+        ``Pruner``. A weight under its threshold gets no gradient: it comes back only where the threshold falls below it
+        again.
 
     Args:
         start_threshold: :math:`s` before the first step.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -95,12 +95,12 @@ class SparseTraining:
         self.method, self.dynamics = as_method(method), dynamics
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile wraps; names are the inner model's
         check_pair(self.method, dynamics)
+        if steps_per_epoch is not None:
+            check_whole("steps_per_epoch", steps_per_epoch, least=0, error=TargetError)
         if dynamics.unit == "epochs" and (steps_per_epoch is None or steps_per_epoch < 1):
             raise TargetError(
                 f"{dynamics} counts epochs: pass steps_per_epoch, or use unit='steps'; got {steps_per_epoch}"
             )
-        if isinstance(batches, Iterator):
-            raise MissingStatsError("batches is an iterator, which can be read once; pass a list or a function")
         self._steps_per_epoch = steps_per_epoch
         self._masking: Masking = open_masking(
             self.model, self.method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from secateur.errors import check_number
+from secateur.errors import SelectionError, check_number
 from secateur.patterns import NM
-from secateur.training._tensors import wide
+from secateur.training._tensors import wide, zeroed
 from secateur.types import Masks, Moment, Tensors, Weight
 
 
@@ -23,13 +23,13 @@ class _Refined(torch.autograd.Function):
         """Return the masked weight."""
         ctx.save_for_backward(weight, mask)
         ctx.decay = decay
-        return torch.where(mask, weight, 0.0)
+        return zeroed(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return g + decay * (1 - mask) * w."""
         weight, mask = ctx.saved_tensors
-        return grads[0] + ctx.decay * torch.where(mask, 0.0, weight), None, None
+        return grads[0] + ctx.decay * zeroed(weight, ~mask), None, None
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class SrSte:
     for pruned weights too, and :math:`\lambda` = ``decay``: without it the mask keeps changing until the end. With 0 it
     is the plain straight-through estimator.
 
-    The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
-    gradients of several passes are added up, it is weaker or stronger accordingly.
+    Pitfalls:
+        The decay is added once per backward pass, whatever the loss is scaled with: with a ``GradScaler``, or when
+        gradients of several passes are added up, it is weaker or stronger accordingly.
 
     Args:
         n: Weights kept of each group.
@@ -72,13 +73,18 @@ class SrSte:
         NM(self.n, self.m)
         check_number("sr_ste: decay", self.decay)
 
+    @property
+    def pattern(self) -> NM:
+        """N of every M."""
+        return NM(self.n, self.m)
+
     def check(self, weight: Weight) -> None:
         """Refuse an input dimension that M does not divide.
 
         Raises:
             PatternError: Names the weight and the ways out.
         """
-        NM(self.n, self.m).check(weight)
+        self.pattern.check(weight)
 
     def asked(self, step: int | None) -> float | None:
         """Return 1 - N/M, always."""
@@ -89,11 +95,14 @@ class SrSte:
         return {}
 
     def _masks(self, at: Moment) -> Masks:
-        pattern = NM(self.n, self.m)
         masks: Masks = {}
         for name, layout in at.layouts.items():
-            scores = pattern.reduce(layout, wide(at.weights[name].detach()).abs())
-            masks |= pattern.expand(layout, pattern.select(layout, scores, scores.numel() // self.m * self.n))
+            scores = self.pattern.reduce(layout, wide(at.weights[name].detach()).abs())
+            try:
+                kept = self.pattern.select(layout, scores, scores.numel() // self.m * self.n)
+            except SelectionError as error:
+                raise SelectionError(f"{name}: {error}") from None
+            masks |= self.pattern.expand(layout, kept)
         return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:

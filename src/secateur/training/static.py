@@ -15,6 +15,10 @@ class Static:
     What training finds beyond them is what moving masks can claim. With ``score=Random(seed)`` and ``erk`` it is the
     usual control; with a score it is pruning before training.
 
+    Pitfalls:
+        Initialisations are made for dense layers: under masks signals shrink with the density, and training starts
+        slowly. Random masks of high sparsity may cut a small layer off.
+
     References:
         Decebal Constantin Mocanu, Elena Mocanu, Phuong H. Nguyen, Madeleine Gibescu, Antonio Liotta, A topological
         insight into restricted Boltzmann machines, 2016 (fixed random connectivity); Utku Evci, Trevor Gale, Jacob

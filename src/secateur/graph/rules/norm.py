@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -55,29 +55,25 @@ def batch_norm(call: Call) -> None:
 @rule("native_layer_norm")
 def layer_norm(call: Call) -> None:
     """Statistics over the last dimensions."""
-    axes = call.axes(call["input"])
-    count = len(call["normalized_shape"])
-    dims = range(len(axes.shape) - count, len(axes.shape))
-    normalise(call, axes, dims)
-    for tensor in (call["weight"], call["bias"]):
-        if tensor is not None:
-            for i, dim in enumerate(dims):
-                call.ledger.same(axes, dim, call.axes(tensor), i)
-    call.put(call.result, axes)
-    _statistics(call)
+    _over_last(call, call["input"], (call["weight"], call["bias"]))
 
 
 @rule("_fused_rms_norm", "rms_norm")
 def rms_norm(call: Call) -> None:
     """Root mean square over the last dimensions."""
-    tensors = call.tensors()
-    axes = call.axes(tensors[0])
+    given, *affine = call.tensors()
+    _over_last(call, given, affine)
+
+
+def _over_last(call: Call, given: Tensor, affine: Iterable[Tensor | None]) -> None:
+    axes = call.axes(given)
     count = len(call["normalized_shape"])
     dims = range(len(axes.shape) - count, len(axes.shape))
     normalise(call, axes, dims)
-    for tensor in tensors[1:]:
-        for i, dim in enumerate(dims):
-            call.ledger.same(axes, dim, call.axes(tensor), i)
+    for tensor in affine:
+        if tensor is not None:
+            for i, dim in enumerate(dims):
+                call.ledger.same(axes, dim, call.axes(tensor), i)
     call.put(call.result, axes)
     _statistics(call)
 
