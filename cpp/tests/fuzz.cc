@@ -3,6 +3,10 @@
 
 #include <cinttypes>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include "plain.h"
 
 namespace plain {
@@ -291,9 +295,11 @@ extern "C" const char* __asan_default_options() { return "max_malloc_fill_size=1
 int main(int argc, char** argv) {
   using namespace plain;
   const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 400, first = argc > 2 ? std::atoll(argv[2]) : 0;
-  for (int64_t i = first; i < first + cases; ++i) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_set_death_callback([] { std::fprintf(stderr, "in case %lld\n", static_cast<long long>(current_case)); });
+#endif
+  for (int64_t& i = current_case = first; i < first + cases; ++i) {
     Random random(static_cast<uint64_t>(i));
-    std::fprintf(stderr, "\rcase %" PRId64 " ", i);
     product_case(random);
     convolution_case(random);
     damage_case(random);
@@ -301,6 +307,6 @@ int main(int argc, char** argv) {
   refusals();
   fork_case();
   concurrent_callers(static_cast<int>(cases));
-  std::printf("\n%" PRId64 " cases on %s: all equal to the plain loops\n", cases, secateur_usable_isas());
+  std::printf("%" PRId64 " cases on %s: all equal to the plain loops\n", cases, secateur_usable_isas());
   return 0;
 }
