@@ -62,7 +62,8 @@ bool sound(const secateur_convolution& s, const secateur_panelled& w) {
     if (n < 1) return false;
   for (int32_t n : {s.pad_top, s.pad_left, s.pad_bottom, s.pad_right})
     if (n < 0) return false;
-  if ((s.x_block != 0 && s.x_block != kImageBlock) || (s.y_block != 0 && s.y_block != kImageBlock)) return false;
+  for (int32_t n : {s.x_block, s.y_block})
+    if (n != 0 && n != kImageBlock) return false;
   const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
   if (w.columns % taps != 0 || w.columns / taps != s.channels) return false;
   const int64_t height = s.height + s.pad_top + s.pad_bottom, width = s.width + s.pad_left + s.pad_right;

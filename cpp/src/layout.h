@@ -9,6 +9,8 @@ namespace secateur {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int32_t kImageBlock = 64;  // a multiple of every tile that images in blocks are worked on with
+
 // Of rows, columns, weights and blocks: far beyond any memory, and sums and products of a few of them stay in 64 bits.
 constexpr int64_t kMost = int64_t{1} << 40;
 
@@ -17,8 +19,6 @@ inline bool countable(int64_t rows, int64_t columns) {
   if (rows < 0 || columns < 0 || rows > kMost || columns > kMost) return false;
   return columns == 0 || rows <= kMost / columns;
 }
-
-constexpr int32_t kImageBlock = 64;  // a multiple of every tile
 
 struct Layout {
   explicit Layout(const secateur_panelled& w)

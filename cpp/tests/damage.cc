@@ -63,7 +63,7 @@ void run_panelled(Random& random, const secateur_panelled& h) {
       if (i == 0) expect(close(sum, SECATEUR_NONE, one[r]), "gemv of a damaged weight differs from what it unpacks to");
     }
   if (h.columns % 9 != 0) return;
-  const secateur_convolution s = {1, h.columns / 9, 5, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1};
+  const secateur_convolution s = {1, h.columns / 9, 5, 6, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0};
   const Floats image = Floats::numbers(random, s.channels * s.height * s.width);
   Floats out(random, h.rows * s.height * s.width);
   expect_status(secateur_conv2d(&h, &s, image.data(), out.data(), nullptr, &plan), SECATEUR_OK,
@@ -163,7 +163,7 @@ void refusals() {
   refused(secateur_panelled_sizes(dense.data(), 6, 10, 1, 1, 8, 0, &count, &runs), "no parts");
   refused(secateur_panelled_sizes(dense.data(), int64_t{1} << 40, int64_t{1} << 40, 1, 1, 8, 1, &count, &runs),
           "too large");
-  const secateur_convolution fits = {1, 10, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1};
+  const secateur_convolution fits = {1, 10, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0};
   expect_status(secateur_conv2d(&w.header, &fits, x.data(), y.data(), nullptr, nullptr), SECATEUR_OK,
                 "a plain convolution");
   const std::function<void(secateur_convolution&)> wrong[] = {
@@ -177,6 +177,8 @@ void refusals() {
       [](secateur_convolution& s) { s.pad_left = -1; },
       [](secateur_convolution& s) { s.dilation_width = 0; },
       [](secateur_convolution& s) { s.height = 0; },
+      [](secateur_convolution& s) { s.x_block = 32; },
+      [](secateur_convolution& s) { s.y_block = -64; },
       [](secateur_convolution& s) { s.channels = 5, s.kernel_height = 2, s.dilation_height = INT32_MAX; },
   };
   for (const auto& change : wrong) {

@@ -3,6 +3,10 @@
 
 #include <cinttypes>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include "plain.h"
 
 namespace plain {
@@ -166,71 +170,118 @@ void product_case(Random& random) {
   }
 }
 
-void convolution_case(Random& random) {
+namespace {
+
+// Where the pixels of images are: one run for each channel, or blocks of pixels with all their channels.
+struct Images {
+  int64_t channels, pixels, block;
+  int64_t size() const { return channels * (block == 0 ? pixels : divide_up(pixels, block) * block); }
+  int64_t at(int64_t image, int64_t channel, int64_t pixel) const {
+    const int64_t inside =
+        block == 0 ? channel * pixels + pixel : (pixel / block * channels + channel) * block + pixel % block;
+    return image * size() + inside;
+  }
+};
+
+secateur_convolution some_convolution(Random& random) {
   secateur_convolution s{};
   s.batch = random.of<int64_t>({0, 1, 1, 2, 3, 5}), s.channels = random.of<int64_t>({0, 1, 2, 3, 5, 8});
   s.height = random.between(0, 14), s.width = random.of<int64_t>({0, 1, 2, 5, 8, 9, 13, 16, 30, 70});
-  const bool pointwise = random.chance(0.15), far = random.chance(0.05);
-  s.kernel_height = pointwise ? 1 : static_cast<int32_t>(random.between(1, 4));
-  s.kernel_width = pointwise ? 1 : static_cast<int32_t>(random.between(1, 5));
-  s.stride_height = pointwise ? 1 : random.of({1, 1, 2, 3}), s.stride_width = pointwise ? 1 : random.of({1, 1, 2, 3});
-  s.dilation_height = random.of({1, 1, 2, 3}), s.dilation_width = far ? random.of({200, 431}) : random.of({1, 1, 2, 3});
-  for (int32_t* pad : {&s.pad_top, &s.pad_left, &s.pad_bottom, &s.pad_right})
-    *pad = pointwise ? 0 : random.of({0, 1, 1, 2, 5});
-  if (far) s.width = (s.kernel_width - 1) * s.dilation_width + 3;
-  const int64_t rows = random.of<int64_t>({0, 1, 2, 4, 5, 9, 16}),
-                columns = s.channels * s.kernel_height * s.kernel_width;
+  s.kernel_height = s.kernel_width = s.stride_height = s.stride_width = s.dilation_height = s.dilation_width = 1;
+  s.x_block = random.of({0, secateur_image_block()}), s.y_block = random.of({0, secateur_image_block()});
+  if (random.chance(0.2)) return s;  // a product, pixel by pixel
+  s.kernel_height = static_cast<int32_t>(random.between(1, 4)),
+  s.kernel_width = static_cast<int32_t>(random.between(1, 5));
+  s.stride_height = random.of({1, 1, 2, 3}), s.stride_width = random.of({1, 1, 2, 3});
+  s.dilation_height = random.of({1, 1, 2, 3}), s.dilation_width = random.of({1, 1, 2, 3});
+  for (int32_t* pad : {&s.pad_top, &s.pad_left, &s.pad_bottom, &s.pad_right}) *pad = random.of({0, 1, 1, 2, 5});
+  if (random.chance(0.1)) {  // a kernel that reaches far
+    s.dilation_width = random.of({200, 431});
+    s.width = (s.kernel_width - 1) * s.dilation_width + 3;
+  }
+  if (random.chance(0.05)) s.pad_left = 700;
+  return s;
+}
+
+std::string named(const secateur_convolution& s) {
+  char text[256];
+  std::snprintf(text, sizeof text,
+                ", image %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64
+                ", kernel %dx%d, stride %dx%d, dilation %dx%d, padding %d %d %d %d, blocks %d to %d",
+                s.batch, s.channels, s.height, s.width, s.kernel_height, s.kernel_width, s.stride_height,
+                s.stride_width, s.dilation_height, s.dilation_width, s.pad_top, s.pad_left, s.pad_bottom, s.pad_right,
+                s.x_block, s.y_block);
+  return text;
+}
+
+// One output before its epilogue.
+Sum plain_pixel(const secateur_convolution& s, const float* row, const Floats& x, const Images& in, int64_t image,
+                int64_t i, int64_t j) {
+  Sum sum;
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
+  for (int64_t c = 0; c < s.channels * taps; ++c) {
+    const int64_t v = i * s.stride_height + c % taps / s.kernel_width * s.dilation_height - s.pad_top;
+    const int64_t u = j * s.stride_width + c % s.kernel_width * s.dilation_width - s.pad_left;
+    const bool inside = v >= 0 && v < s.height && u >= 0 && u < s.width;
+    sum.multiply(row[c], inside ? x[in.at(image, c / taps, v * s.width + u)] : 0.0f);
+  }
+  return sum;
+}
+
+}  // namespace
+
+void convolution_case(Random& random) {
+  const secateur_convolution s = some_convolution(random);
+  const int64_t rows = random.of<int64_t>({0, 1, 2, 4, 5, 9, 16});
+  const int64_t columns = s.channels * s.kernel_height * s.kernel_width;
   const std::vector<float> dense = weights(random, rows, columns);
   const Panelled w = packed(random, dense, rows, columns);
-  const int64_t reach_y = int64_t{s.kernel_height - 1} * s.dilation_height;
-  const int64_t reach_x = int64_t{s.kernel_width - 1} * s.dilation_width;
-  const int64_t span_y = s.height + s.pad_top + s.pad_bottom - reach_y;
-  const int64_t span_x = s.width + s.pad_left + s.pad_right - reach_x;
-  Floats x = Floats::numbers(random, s.batch * s.channels * s.height * s.width);
+  const int64_t span_y = s.height + s.pad_top + s.pad_bottom - int64_t{s.kernel_height - 1} * s.dilation_height;
+  const int64_t span_x = s.width + s.pad_left + s.pad_right - int64_t{s.kernel_width - 1} * s.dilation_width;
+  const Images in = {s.channels, s.height * s.width, s.x_block};
+  Floats x = Floats::numbers(random, s.batch * in.size());
   poison(random, x);
+  for (int64_t i = 0; i < s.batch * s.channels; ++i)  // lanes beyond the last pixel hold anything finite
+    for (int64_t lane = in.pixels; in.block != 0 && lane < divide_up(in.pixels, in.block) * in.block; ++lane)
+      x[in.at(i / s.channels, i % s.channels, lane)] = 3e38f;
   if (span_y < 1 || span_x < 1) {
     expect_status(secateur_conv2d(&w.header, &s, x.data(), nullptr, nullptr, nullptr), SECATEUR_BAD_ARGUMENT,
                   "a kernel larger than the image");
     return;
   }
   const int64_t height = (span_y - 1) / s.stride_height + 1, width = (span_x - 1) / s.stride_width + 1;
-  const int64_t outputs = s.batch * rows * height * width;
-  const Afterwards after(random, rows, outputs);
-  std::vector<Sum> sums(static_cast<size_t>(outputs));
-  size_t at = 0;
+  const Images out = {rows, height * width, s.y_block};
+  const Afterwards after(random, rows, s.batch * out.size());
+  struct Output {
+    int64_t at;
+    Sum sum;
+  };
+  std::vector<Output> outputs;
   for (int64_t b = 0; b < s.batch; ++b)
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < height; ++i)
-        for (int64_t j = 0; j < width; ++j, ++at) {
-          for (int64_t c = 0; c < columns; ++c) {
-            const int64_t channel = c / (s.kernel_height * s.kernel_width);
-            const int64_t v =
-                i * s.stride_height + c / s.kernel_width % s.kernel_height * s.dilation_height - s.pad_top;
-            const int64_t u = j * s.stride_width + c % s.kernel_width * s.dilation_width - s.pad_left;
-            const bool inside = v >= 0 && v < s.height && u >= 0 && u < s.width;
-            const float pixel = inside ? x[((b * s.channels + channel) * s.height + v) * s.width + u] : 0.0f;
-            sums[at].multiply(dense[static_cast<size_t>(r * columns + c)], pixel);
-          }
-          after.add(sums[at], r, static_cast<int64_t>(at));
-        }
+      for (int64_t pixel = 0; pixel < height * width; ++pixel) {
+        Output one = {out.at(b, r, pixel),
+                      plain_pixel(s, dense.data() + r * columns, x, in, b, pixel / width, pixel % width)};
+        after.add(one.sum, r, one.at);
+        outputs.push_back(one);
+      }
   for (const std::string& isa : usable_isas()) {
     expect_status(secateur_use_isa(isa.c_str()), SECATEUR_OK, isa);
     const int32_t tile = random.of({0, 4, 8, 16, 32, 64, 128, 256});
-    char text[256];
-    std::snprintf(text, sizeof text,
-                  ", image %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64
-                  ", kernel %dx%d, stride %dx%d, dilation %dx%d, padding %d %d %d %d",
-                  s.batch, s.channels, s.height, s.width, s.kernel_height, s.kernel_width, s.stride_height,
-                  s.stride_width, s.dilation_height, s.dilation_width, s.pad_top, s.pad_left, s.pad_bottom,
-                  s.pad_right);
-    const std::string what = named("conv2d", w, isa, {0, tile}) + text;
-    const Floats y = on_threads(random, outputs, tile, what, [&](float* out, const secateur_plan& plan) {
-      return secateur_conv2d(&w.header, &s, x.data(), out, &after.epilogue, &plan);
+    const std::string what = named("conv2d", w, isa, {0, tile}) + named(s);
+    const Floats y = on_threads(random, s.batch * out.size(), tile, what, [&](float* to, const secateur_plan& plan) {
+      return secateur_conv2d(&w.header, &s, x.data(), to, &after.epilogue, &plan);
     });
-    for (int64_t i = 0; i < outputs; ++i)
-      if (!close(sums[static_cast<size_t>(i)], after.epilogue.activation, y[i]))
-        fail(what + ": output " + std::to_string(i) + " is " + std::to_string(y[i]) + ", expected " +
-             std::to_string(activated(sums[static_cast<size_t>(i)].value, after.epilogue.activation)));
+    std::vector<char> seen(static_cast<size_t>(y.size()));
+    for (const Output& one : outputs) {
+      seen[static_cast<size_t>(one.at)] = 1;
+      if (!close(one.sum, after.epilogue.activation, y[one.at]))
+        fail(what + ": output " + std::to_string(one.at) + " is " + std::to_string(y[one.at]) + ", expected " +
+             std::to_string(activated(one.sum.value, after.epilogue.activation)));
+    }
+    for (int64_t i = 0; i < y.size(); ++i)
+      expect(seen[static_cast<size_t>(i)] || (std::isfinite(y[i]) && y[i] != kUntouched),
+             what + ": lanes beyond the last pixel are left as they were");
   }
 }
 
@@ -244,9 +295,11 @@ extern "C" const char* __asan_default_options() { return "max_malloc_fill_size=1
 int main(int argc, char** argv) {
   using namespace plain;
   const int64_t cases = argc > 1 ? std::atoll(argv[1]) : 400, first = argc > 2 ? std::atoll(argv[2]) : 0;
-  for (int64_t i = first; i < first + cases; ++i) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_set_death_callback([] { std::fprintf(stderr, "in case %lld\n", static_cast<long long>(current_case)); });
+#endif
+  for (int64_t& i = current_case = first; i < first + cases; ++i) {
     Random random(static_cast<uint64_t>(i));
-    std::fprintf(stderr, "\rcase %" PRId64 " ", i);
     product_case(random);
     convolution_case(random);
     damage_case(random);
@@ -254,6 +307,6 @@ int main(int argc, char** argv) {
   refusals();
   fork_case();
   concurrent_callers(static_cast<int>(cases));
-  std::printf("\n%" PRId64 " cases on %s: all equal to the plain loops\n", cases, secateur_usable_isas());
+  std::printf("%" PRId64 " cases on %s: all equal to the plain loops\n", cases, secateur_usable_isas());
   return 0;
 }

@@ -52,8 +52,10 @@ class Floats {
   std::vector<float> store_;
 };
 
+inline int64_t current_case = 0;
+
 [[noreturn]] inline void fail(const std::string& what) {
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  std::fprintf(stderr, "FAILED in case %lld: %s\n", static_cast<long long>(current_case), what.c_str());
   std::fflush(stderr);
   std::_Exit(1);
 }

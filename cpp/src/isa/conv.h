@@ -49,23 +49,23 @@ struct Planes {
       std::memset(planes, 0, static_cast<size_t>(phases * plane) * 4);
       return;
     }
-    const int64_t filled = s.width, last = least(s.height, rows - s.pad_top);
     const auto clear = [&](int64_t begin, int64_t end) {
       if (end > begin) std::memset(planes + begin, 0, static_cast<size_t>(end - begin) * 4);
     };
-    clear(0, s.pad_top * period + s.pad_left);
-    for (int64_t y = 0; y + 1 < last; ++y) {
+    int64_t end = 0;  // of the pixels of the row before
+    for (int64_t y = 0; y < s.height; ++y) {
       const int64_t row = (y + s.pad_top) * period + s.pad_left;
-      clear(row + filled, row + period);
+      clear(end, row);
+      end = row + s.width;
     }
-    clear(last > 0 ? (last - 1 + s.pad_top) * period + s.pad_left + filled : 0, plane);
+    clear(end, plane);
   }
 
   // One row of one channel of the image, to the plane or planes that it belongs to.
   void lay_out(const float* image, int64_t channel, int64_t y, float* planes) const {
     const secateur_convolution& s = shape;
     const int64_t padded = y + s.pad_top, phase_row = padded % s.stride_height;
-    if (padded / s.stride_height >= rows || phase_row > reach_height || s.width == 0) return;
+    if (s.width == 0 || padded / s.stride_height >= rows || phase_row > reach_height) return;
     float* row = planes + phase_row * phase_columns * plane + padded / s.stride_height * period;
     if (s.stride_width == 1) {
       read(image, channel, y * s.width, s.width, row + s.pad_left);
@@ -270,7 +270,8 @@ inline int32_t conv2d(const secateur_panelled& w, const secateur_convolution& s,
                       const secateur_epilogue& after, const secateur_plan& plan) {
   const Planes planes(s);
   const int64_t positions = pointwise(s) ? s.height * s.width : planes.positions();
-  const int32_t tile = tile_for(w, positions, plan.tile);
+  int32_t tile = tile_for(w, positions, plan.tile);
+  if ((s.x_block != 0 || s.y_block != 0) && tile > kImageBlock) tile = kImageBlock;
   const int64_t in = floats_of(s.channels, s.height, s.width, s.x_block);
   const int64_t out = floats_of(w.rows, planes.height, planes.width, s.y_block);
   const bool by_image = s.batch >= plan.threads;

@@ -82,7 +82,7 @@ inline void run_tile(const Product& p, int64_t position, int64_t part_begin, int
     const int64_t feature = panel * w.panel, count = least(w.panel, w.columns - feature);
     const float* x = p.source.panel(panel_x, tile, position, valid, feature, count, &spoiled);
     const int64_t end = divide_up(count, w.block_columns) * w.block_columns;
-    if (end != count) {  // the last block of columns sticks out over the last feature: its weights are zero, and so are these
+    if (end != count) {  // the last block sticks out over the last feature: its weights are zero, and so are these
       if (x != panel_x) std::memcpy(panel_x, x, static_cast<size_t>(count * tile) * 4);
       for (int64_t i = count * tile; i < end * tile; ++i) panel_x[i] = 0.0f;
       x = panel_x;
@@ -94,9 +94,9 @@ inline void run_tile(const Product& p, int64_t position, int64_t part_begin, int
       cell.first = panel == 0;
       cell.bias = p.after.bias;
       cell.finish = direct >= 0 && panel == layout.panels - 1;
-      cell.y = p.y + direct;
+      cell.y = direct < 0 ? nullptr : p.y + direct;
       cell.y_stride = stride;
-      cell.residual = p.after.residual == nullptr ? nullptr : p.after.residual + direct;
+      cell.residual = direct < 0 || p.after.residual == nullptr ? nullptr : p.after.residual + direct;
       cell.activation = p.after.activation;
       p.run(cell);
     }
