@@ -50,7 +50,11 @@ class Blocked(NamedTuple):
         batch, channels, height, width = images.shape
         pad = -(height * width) % IMAGE_BLOCK
         flat = F.pad(images.reshape(batch, channels, height * width), (0, pad))
-        data = flat.reshape(batch, channels, -1, IMAGE_BLOCK).transpose(1, 2).contiguous()
+        data = (
+            flat.reshape(batch, channels, (height * width + pad) // IMAGE_BLOCK, IMAGE_BLOCK)
+            .transpose(1, 2)
+            .contiguous()
+        )
         return cls(data, height, width)
 
     def check(self) -> None:
