@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ BLOCKS = ((1, 1), (4, 1), (1, 4))
 SLACK = 8  # SECATEUR_SLACK
 BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
 WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
+MOST = 2**40  # rows, columns, weights, blocks: as the library has it
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def as_matrix(weight: Tensor) -> Tensor:
     columns = 1
     for size in weight.shape[1:]:
         columns *= size
-    return weight.detach().reshape(weight.shape[0], columns).contiguous()
+    return weight.detach().resolve_neg().reshape(weight.shape[0], columns).contiguous()
 
 
 def _checked(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -44,23 +46,49 @@ def _checked(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torc
         tensor = tensors.get(name)
         if tensor is None:
             raise SparseError(f"a {kind} weight needs the arrays {', '.join(dtypes)}; {name!r} is missing")
-        if (
-            tensor.dtype != dtypes[name]
-            or tensor.dim() != 1
-            or not tensor.is_contiguous()
-            or tensor.device.type != "cpu"
-        ):
+        fits = tensor.dtype == dtypes[name] and tensor.dim() == 1 and tensor.device.type == "cpu"
+        if not (fits and tensor.layout == torch.strided and tensor.is_contiguous()):
             raise SparseError(
                 f"{name!r} of a {kind} weight must be a contiguous one-dimensional {dtypes[name]} tensor on the CPU, "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
 
 
+def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return how often tensors were changed in place; nothing where inference mode does not count."""
+    try:
+        return tuple([tensor._version for tensor in tensors])
+    except RuntimeError:
+        return ()
+
+
 class _Packed:
-    """Copies and pickles leave out what points into memory."""
+    """What both formats share. Copies and pickles leave out what points into memory."""
+
+    DTYPES: ClassVar[dict[str, torch.dtype]]
+    NUMBERS: ClassVar[tuple[str, ...]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its arrays, by name."""
+        return {name: getattr(self, name) for name in self.DTYPES}
+
+    def header(self) -> dict[str, int]:
+        """Its numbers, by name."""
+        return {name: getattr(self, name) for name in self.NUMBERS}
+
+    @cached_property
+    def versions(self) -> tuple[int, ...]:
+        """Of its arrays, when they were written or checked."""
+        return versions_of(self.tensors().values())
+
+    def holds(self, tensors: Iterable[Tensor | None]) -> bool:
+        """Whether these are its arrays, as they were when their indices were checked."""
+        ours = [self.__dict__[name] for name in self.DTYPES]
+        same = all(map(operator.is_, ours, tensors))
+        return same and self.__dict__.get("versions") == versions_of(ours)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "struct"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("struct", "versions")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -157,6 +185,7 @@ class Panelled(_Packed):
         )
         pointers = (tensor.data_ptr() for tensor in packed.tensors().values())
         check(library().secateur_panelled_pack(matrix.data_ptr(), packed.struct, *pointers), "packing a weight")
+        _ = packed.versions
         return packed
 
     @classmethod
@@ -176,15 +205,8 @@ class Panelled(_Packed):
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_panelled_check(packed.struct, *sizes), "reading a panelled weight")
+        _ = packed.versions
         return packed
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its arrays, by name."""
-        return {name: getattr(self, name) for name in self.DTYPES}
-
-    def header(self) -> dict[str, int]:
-        """Its numbers, by name."""
-        return {name: getattr(self, name) for name in self.NUMBERS}
 
     @cached_property
     def struct(self) -> PanelledStruct:
@@ -259,6 +281,7 @@ class Bitmask(_Packed):
         )
         pointers = (tensor.data_ptr() for tensor in packed.tensors().values())
         check(library().secateur_bitmask_pack(matrix.data_ptr(), packed.struct, *pointers), "packing a weight")
+        _ = packed.versions
         return packed
 
     @classmethod
@@ -274,15 +297,8 @@ class Bitmask(_Packed):
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_bitmask_check(packed.struct, *sizes), "reading a bitmask weight")
+        _ = packed.versions
         return packed
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its arrays, by name."""
-        return {name: getattr(self, name) for name in self.DTYPES}
-
-    def header(self) -> dict[str, int]:
-        """Its numbers, by name."""
-        return {name: getattr(self, name) for name in self.NUMBERS}
 
     @cached_property
     def struct(self) -> BitmaskStruct:
@@ -319,6 +335,7 @@ def _numbers(kind: str, names: tuple[str, ...], header: Mapping[str, Any]) -> di
         raise SparseError(f"a {kind} weight needs the numbers {', '.join(names)}; {missing[0]!r} is missing")
     for name in names:
         check_whole(f"a {kind} weight: {name}", header[name], least=0, error=SparseError)
-        if header[name] >= 2**31 and name not in ("rows", "columns", "blocks", "run_count", "count"):
-            raise SparseError(f"a {kind} weight: {name} is {header[name]}, too large for 32 bits")
+        most = MOST if name in ("rows", "columns", "blocks", "run_count", "count") else 2**31 - 1
+        if header[name] > most:  # it would be cut off on its way into the library
+            raise SparseError(f"a {kind} weight: {name} is {header[name]}, and cannot be more than {most}")
     return {name: int(header[name]) for name in names}

@@ -62,10 +62,10 @@ class SparseLayer(nn.Module):
         Raises:
             SparseError: When its arrays were replaced by others that do not fit each other.
         """
-        known = self._known
-        if known is None or known.values is not self._buffers["values"]:
-            arrays = {name: self.get_buffer(name) for name in FORMATS[self.kind].DTYPES}
-            known = FORMATS[self.kind].from_tensors(self._numbers, arrays)
+        known, form = self._known, FORMATS[self.kind]
+        arrays = [self._buffers[name] for name in form.DTYPES]
+        if known is None or not known.holds(arrays):
+            known = form.from_tensors(self._numbers, {name: self.get_buffer(name) for name in form.DTYPES})
             self._known = known
         return known
 

@@ -128,7 +128,10 @@ def find() -> Path | None:
 @cache
 def _opened() -> ctypes.CDLL | str:
     """Open the library once; return why not where it cannot be had."""
-    path = find()
+    try:
+        path = find()
+    except SparseError as error:
+        return str(error)
     if path is None:
         return (
             "the library of sparse kernels is not installed: this secateur was installed without a C++ compiler, or "
@@ -146,7 +149,9 @@ def _opened() -> ctypes.CDLL | str:
             "over from another version; install secateur again"
         )
     for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(library, f"secateur_{name}")
+        function = getattr(library, f"secateur_{name}", None)
+        if function is None:
+            return f"{path.name} has no function secateur_{name}; install secateur again"
         function.restype, function.argtypes = result, arguments
     if not library.secateur_isa():
         wanted, has = os.environ.get(ISA_VARIABLE, ""), library.secateur_usable_isas().decode()

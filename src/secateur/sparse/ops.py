@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SparseError, check_choice
-from secateur.sparse.formats import FORMATS, Bitmask, Panelled
+from secateur.sparse.formats import FORMATS, Bitmask, Panelled, versions_of
 from secateur.sparse.library import (
     ACTIVATIONS,
     ConvolutionStruct,
@@ -49,8 +50,25 @@ class Blocked(NamedTuple):
         batch, channels, height, width = images.shape
         pad = -(height * width) % IMAGE_BLOCK
         flat = F.pad(images.reshape(batch, channels, height * width), (0, pad))
-        data = flat.reshape(batch, channels, -1, IMAGE_BLOCK).transpose(1, 2).contiguous()
+        data = (
+            flat.reshape(batch, channels, (height * width + pad) // IMAGE_BLOCK, IMAGE_BLOCK)
+            .transpose(1, 2)
+            .contiguous()
+        )
         return cls(data, height, width)
+
+    def check(self) -> None:
+        """Refuse what is not laid out as it should be.
+
+        Raises:
+            SparseError: When there are more or fewer blocks than the image has.
+        """
+        blocks = -(-(self.height * self.width) // IMAGE_BLOCK)
+        if min(self.height, self.width) < 0 or self.data.dim() != 4 or self.data.shape[1::2] != (blocks, IMAGE_BLOCK):
+            raise SparseError(
+                f"images of {self.height}x{self.width} in blocks have the shape [batch, {blocks}, channels, "
+                f"{IMAGE_BLOCK}], got {tuple(self.data.shape)}"
+            )
 
     def images(self) -> Tensor:
         """Return the images ``[batch, channels, height, width]``."""
@@ -74,6 +92,14 @@ class Convolution:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        for name, length, least in (("kernel", 2, 1), ("stride", 2, 1), ("padding", 4, 0), ("dilation", 2, 1)):
+            numbers = getattr(self, name)
+            if len(numbers) != length or not all(type(n) is int and least <= n < 2**31 for n in numbers):
+                raise SparseError(
+                    f"{name} of a convolution must be {length} whole numbers from {least} up, got {numbers}"
+                )
 
     @property
     def pointwise(self) -> bool:
@@ -146,11 +172,12 @@ def linear(
     if residual is not None and tuple(residual.shape) != shape:
         raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {shape}")
     count = math.prod(x.shape[:-1])
-    vectors = _matrix(x, count)
+    plan = _plan(tile, threads)
+    vectors = _matrix(x.resolve_neg(), count)
+    bias = None if bias is None else bias.contiguous()
     feature_major = feature_major and count > 1 and isinstance(weight, Panelled)
     out = torch.empty(weight.rows, count).t() if feature_major else torch.empty(count, weight.rows)
     added = None if residual is None else _matrix_like(residual.reshape(count, weight.rows), out)
-    plan = PlanStruct(torch.get_num_threads() if threads is None else threads, tile)
     struct, kernels = weight.struct, library()
     if isinstance(weight, Panelled) and count > 1:
         status = kernels.secateur_spmm(
@@ -208,6 +235,8 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
     """
     data, height, width = x if isinstance(x, Blocked) else (x, *_size(x))
+    if isinstance(x, Blocked):
+        x.check()
     channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
     taps = math.prod(convolution.kernel)
     if channels * taps != weight.columns:
@@ -220,14 +249,18 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     out = torch.empty(_shape(data.shape[0], weight.rows, out_height, out_width, blocked))
     added = None
     if residual is not None:
-        added = residual.data if isinstance(residual, Blocked) else residual
-        if isinstance(residual, Blocked) != blocked:
-            added = residual.images() if isinstance(residual, Blocked) else Blocked.of(residual).data
+        if isinstance(residual, Blocked):
+            residual.check()
+            added = residual.data if blocked else residual.images()
+        else:
+            _size(residual)
+            added = Blocked.of(residual).data if blocked else residual
         added = added.contiguous()
         if added.shape != out.shape:
             raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
     _check_all(data, weight.rows, bias, added, activation)
-    images = data.contiguous()
+    images = data.resolve_neg().contiguous()
+    bias = None if bias is None else bias.contiguous()
     blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
     status = library().secateur_conv2d(
         weight.struct,
@@ -235,7 +268,7 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         images.data_ptr(),
         out.data_ptr(),
         _epilogue(bias, added, activation),
-        PlanStruct(torch.get_num_threads() if threads is None else threads, tile),
+        _plan(tile, threads),
     )
     check(status, "a sparse convolution")
     return Blocked(out, out_height, out_width) if blocked else out
@@ -259,7 +292,8 @@ def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | Non
             continue
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
             raise SparseError(
-                f"sparse kernels take dense float32 on the CPU; {name} is {tensor.dtype} on {tensor.device}"
+                f"sparse kernels take dense float32 on the CPU, and {name} is {tensor.dtype} on {tensor.device} with "
+                f"layout {tensor.layout}; convert it with .float().cpu()"
             )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise SparseError(
@@ -292,27 +326,56 @@ def _matrix_like(x: Tensor, other: Tensor) -> Tensor:
     return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
 
 
+def _plan(tile: int, threads: int | None) -> PlanStruct:
+    if type(tile) is not int or not 0 <= tile <= 256 or tile & (tile - 1):
+        raise SparseError(f"tile must be a power of two up to 256, or 0 to leave it to the kernels; got {tile!r}")
+    if threads is None:
+        threads = torch.get_num_threads()
+    elif type(threads) is not int or not 1 <= threads < 2**31:
+        raise SparseError(
+            f"threads must be a whole number of at least 1, or None for as many as torch's; got {threads!r}"
+        )
+    return PlanStruct(threads, tile)
+
+
 def _epilogue(bias: Tensor | None, residual: Tensor | None, activation: str) -> EpilogueStruct:
+    # Both contiguous, and kept alive by the caller.
     return EpilogueStruct(
-        None if bias is None else bias.contiguous().data_ptr(),
+        None if bias is None else bias.data_ptr(),
         None if residual is None else residual.data_ptr(),
         ACTIVATIONS.index(activation),
     )
 
 
-_known: Any = WeakIdKeyDictionary()
-"""Weights by their values, once their indices have been checked: an exported program may come from anywhere."""
+class _Checked(NamedTuple):
+    """That the indices of arrays were checked, without keeping them alive."""
+
+    header: tuple[int, ...]
+    others: tuple[weakref.ref[Tensor], ...]
+    versions: tuple[int, ...]
+
+    def covers(self, header: Sequence[int], arrays: Sequence[Tensor]) -> bool:
+        same = all(ref() is array for ref, array in zip(self.others, arrays[1:], strict=True))
+        return same and self.header == tuple(header) and self.versions == versions_of(arrays)
+
+
+_checked: Any = WeakIdKeyDictionary()
+"""By the values of a weight: an exported program may come from anywhere, and is not checked at every call."""
 
 
 def _weight_of(header: Sequence[int], arrays: Sequence[Tensor]) -> Any:
-    known = _known.get(arrays[0])
-    if known is not None and all(a is b for a, b in zip(known.tensors().values(), arrays, strict=True)):
-        return known
-    form = next(f for f in FORMATS.values() if len(f.DTYPES) == len(arrays))
-    weight = form.from_tensors(
-        dict(zip(form.NUMBERS, header, strict=True)), dict(zip(form.DTYPES, arrays, strict=True))
-    )
-    _known[arrays[0]] = weight
+    form = next((f for f in FORMATS.values() if (len(f.NUMBERS), len(f.DTYPES)) == (len(header), len(arrays))), None)
+    if form is None:
+        raise SparseError(f"no sparse weight has {len(header)} numbers and {len(arrays)} arrays")
+    numbers, tensors = dict(zip(form.NUMBERS, header, strict=True)), dict(zip(form.DTYPES, arrays, strict=True))
+    known = _checked.get(arrays[0])
+    if known is not None and len(known.others) == len(arrays) - 1 and known.covers(header, arrays):
+        fields: dict[str, Any] = {**numbers, **tensors}
+        return form(**fields)
+    weight = form.from_tensors(numbers, tensors)
+    if weight.holds(arrays):
+        others = tuple(weakref.ref(array) for array in arrays[1:])
+        _checked[arrays[0]] = _Checked(tuple(header), others, weight.versions)
     return weight
 
 
