@@ -31,6 +31,7 @@ PARTS = {
     "solvers",
     "codec",
     "sparse",
+    "inputs",
 }
 MIDDLE = {
     "ablations",
@@ -58,6 +59,11 @@ BETWEEN_PARTS = {
     # A part names the statistic that it needs by an object with options, and reads what that returns.
     ("scores", "stats"),
     ("solvers", "stats"),
+    ("inputs", "graph"),  # whatever holds tensors is opened in one way
+    # A compiled model is an end in itself: it is run on example inputs, and measured beside the dense one.
+    ("sparse", "inputs"),
+    ("sparse", "metrics"),
+    ("export", "sparse"),  # one of the formats
 }
 ROOT = {"__init__"}  # re-exports, lazily
 

@@ -186,7 +186,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, me
     Args:
         path: The file to write.
         tensors: The tensors, of dtypes in :data:`DTYPES`; views are written as their elements alone.
-        kind: ``"tree"``, ``"model"`` or ``"masks"``.
+        kind: ``"tree"``, ``"model"``, ``"masks"`` or ``"sparse"``.
         metadata: More text for the file's header.
 
     Raises:
@@ -264,12 +264,16 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: str | Path, kind: str | None, *, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file completely into memory of its own, checking before believing.
 
     Args:
         path: The file.
         kind: The kind that it must be, or ``None`` to accept a file of another program as well.
+        mapped: Leave the tensors in the file, mapped into memory, each page read when it is used and shared with other
+            processes; the file must not be changed in place as long as they live.
 
     Returns:
         The tensors and the metadata.
@@ -281,7 +285,8 @@ def read_tensors(path: str | Path, kind: str | None) -> tuple[dict[str, Tensor],
     _check_kind(path, metadata, kind)
     try:
         with safe_open(Path(path), framework="pt") as file:
-            tensors = {name: _copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = read if mapped else {name: _copied(tensor) for name, tensor in read.items()}
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from error
     for name, tensor in tensors.items():
@@ -304,7 +309,7 @@ def _check_kind(path: str | Path, metadata: Mapping[str, str], kind: str | None)
         if kind is None:
             return
         raise CheckpointError(f"{path}: expected a {kind} file of secateur; its header has no {FORMAT_KEY!r}")
-    match = re.fullmatch(r"(tree|model|masks) ([0-9]{1,9})", found or "")
+    match = re.fullmatch(r"(tree|model|masks|sparse) ([0-9]{1,9})", found or "")
     if match is None or CHECKSUM_KEY not in metadata:
         raise CheckpointError(f"{path}: damaged header: format {found!r}, checksum {metadata.get(CHECKSUM_KEY)!r}")
     if int(match[2]) != VERSION:

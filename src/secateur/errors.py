@@ -56,6 +56,10 @@ class DataError(SecateurError):
     """A data or model factory returned something the pipeline cannot use."""
 
 
+class SparseError(SecateurError):
+    """The sparse kernels are missing or of another version, or refused what they were given."""
+
+
 class ExportError(SecateurError):
     """An export failed, or the exported model does not equal the one it came from."""
 

@@ -28,8 +28,8 @@ def model_facts(model: nn.Module, found: Found, example_inputs: Any) -> tuple[Fo
     parameters = sum(p.numel() for p in model.parameters())
     if example_inputs is None:
         return found, ModelFacts(numel, parameters)
+    from secateur.inputs import split_inputs
     from secateur.metrics import count_macs  # only where it is needed: importing the pruner must stay quick
-    from secateur.structure.inputs import split_inputs
 
     count = count_macs(model, *split_inputs(example_inputs))
     macs = {name: count.per_weight[name].macs if name in count.per_weight else 0 for name in numel}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from torch import nn
 
 from secateur import Pruner, Target, prune_and_retrain
 from secateur.checkpoint import load_masks, load_model, load_tree
-from secateur.errors import CheckpointError, DataError, RecipeError, SecateurError, TargetError, WeightError
+from secateur.errors import (
+    CheckpointError,
+    DataError,
+    RecipeError,
+    SecateurError,
+    SecateurWarning,
+    TargetError,
+    WeightError,
+)
 from secateur.pipeline.data import Data, batches, order_of
 from secateur.pipeline.events import EventLog, Silent
 from secateur.pipeline.factories import make_data, make_model
@@ -25,6 +34,7 @@ from secateur.pipeline.optim import LEARNING_RATES, Cosine, Linear, Steps
 from secateur.pipeline.run import run
 from secateur.pipeline.tasks import TASKS, evaluate
 from secateur.recipe import from_dict
+from secateur.sparse import reason as sparse_kernels_missing
 
 from .test_resume import BASE, COUPLED, GRADUAL, ITERATIVE
 from .tiny import data, net
@@ -53,6 +63,27 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
             assert sum(result["histograms"][name]["pruned"]) == int(masks[name].sum())
     kinds = [json.loads(line)["event"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert kinds == ["epoch"] * 3 + (["prune", "recalibrate"] + ["epoch"] * 2) * 2
+
+
+@pytest.mark.skipif(bool(sparse_kernels_missing()), reason="needs the sparse kernels")
+def test_a_run_ends_in_a_compiled_sparse_network_beside_other_engines(tmp_path: Path) -> None:
+    fast = {"runs": 3, "warmup": 1, "energy": False}
+    recipe = from_dict(ITERATIVE | {"export": ["onnx", "sparse"], "measure": fast})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)  # so small a network gains nothing, and is told so
+        done = run(recipe, tmp_path / "run", report=False)
+    exported = {row["format"]: row for row in done.result["exports"]}
+    assert exported["sparse"]["path"] == "exports/model.sparse.safetensors"
+    assert (tmp_path / "run" / exported["sparse"]["path"]).exists()
+    rows = done.result["engines"]
+    assert [(row["engine"], row["network"]) for row in rows[:4]] == [
+        ("PyTorch", "dense"),
+        ("PyTorch", "pruned"),
+        ("secateur", "pruned, sparse kernels"),
+        ("ONNX Runtime", "pruned"),
+    ]
+    assert all(row["median_ms"] > 0 and row["runs"] == 3 for row in rows)
+    assert any("layers packed" in note for note in done.result["notes"])
 
 
 def test_a_finished_run_resumed_gives_the_same(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from secateur.report import RunRecord
+from secateur.report import RunRecord, render_report
 from secateur.report.plots import Course, Line, course_plot, histogram_plot, layer_plot
-from secateur.report.view import courses, story
+from secateur.report.view import courses, engine_rows, story
 from tests.report.fixture import masked_run, sliced_run
 from tests.report.page import parse
 
@@ -88,3 +88,32 @@ def test_histogram_draws_single_weights_above_the_floor() -> None:
     assert "NaN" not in svg
     assert "inf" not in svg.lower().replace("infinity", "")
     assert "1" in [t.children[0] for t in parse(svg).all("text")]
+
+
+def engine(name: str, network: str, ms: float) -> dict[str, Any]:
+    return {"engine": name, "network": network, "median_ms": ms, "p10_ms": ms, "p90_ms": ms, "threads": 1}
+
+
+def test_engines_are_compared_with_dense_pytorch() -> None:
+    run = masked_run()
+    run.result["engines"] = [  # type: ignore[index]
+        engine("PyTorch", "dense", 4.0),
+        engine("secateur", "pruned, sparse kernels", 1.0),
+        engine("ONNX Runtime", "pruned", 8.0),
+    ]
+    rows = engine_rows(run)
+    assert [(row.engine, row.change) for row in rows] == [
+        ("PyTorch", ""),
+        ("secateur", "4.00 times as fast"),
+        ("ONNX Runtime", "0.500 times as fast"),
+    ]
+    page = render_report([run])
+    assert "sparse kernels" in page
+    assert "<b>x</b>" not in page
+    run.result["engines"][0]["engine"] = "<b>x</b>"  # type: ignore[index]
+    assert "<b>x</b>" not in render_report([run])
+
+
+def test_a_run_without_engines_has_no_section() -> None:
+    assert engine_rows(masked_run()) == []
+    assert "Engines" not in render_report([masked_run()])

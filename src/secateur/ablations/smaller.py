@@ -110,8 +110,8 @@ def smaller_dense(
 
 
 def _target(model: nn.Module, masks: Tensors, example_inputs: Any, by: By) -> Any:
+    from secateur.inputs import split_inputs
     from secateur.metrics import count_macs
-    from secateur.structure.inputs import split_inputs
     from secateur.targets import Target
 
     if by == "parameters":

@@ -23,7 +23,11 @@ def export(
     weights: Path | None = typer.Option(None, "--weights", help="Weights to load: .safetensors, .pt or .pth."),
     pruned: Path | None = typer.Option(None, "--pruned", help="Folder of secateur prune: cut and loaded as it says."),
     formats: list[str] = typer.Option(
-        [], "--format", "-f", metavar="NAME", help="safetensors, onnx or pt2. Repeatable; a run's own by default."
+        [],
+        "--format",
+        "-f",
+        metavar="NAME",
+        help="safetensors, onnx, pt2 or sparse. Repeatable; a run's own by default.",
     ),
     inputs: list[str] = typer.Option(
         [], "--input", metavar="SHAPE", help="Shape of an input: 1,3,224,224 or 1,128:int64. Repeatable."
@@ -34,7 +38,8 @@ def export(
 ) -> None:
     """Write a model in other programs' formats, run each file and compare it with the model.
 
-    ONNX runs in ONNX Runtime (extra 'onnx'). Example inputs are a run's own data.
+    ONNX runs in ONNX Runtime (extra 'onnx'); sparse is compiled for this CPU's
+    sparse kernels. Example inputs are a run's own data.
     Pruned weights must be zero in the model and in every file.
 
     For example:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.checkpoint import check_masks
 from secateur.errors import ExportError, UnknownNameError, nearest
-from secateur.export import onnx, pt2, tensors
+from secateur.export import onnx, pt2, sparse, tensors
 from secateur.export._cases import prepare
 from secateur.export._checks import Export, check_zeros
 from secateur.forward import attention_fast_path, evaluation_mode_of
@@ -19,7 +19,10 @@ from secateur.types import Tensors
 
 __all__ = ["FORMATS", "Export", "check_formats", "export_model"]
 
-FORMATS = ("safetensors", "onnx", "pt2")
+EXCHANGED = ("safetensors", "onnx", "pt2")
+"""Formats of other programs, which are written by default."""
+
+FORMATS = (*EXCHANGED, "sparse")
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -31,12 +34,17 @@ def check_formats(formats: Sequence[str]) -> None:
     Raises:
         UnknownNameError: When a format does not exist.
         MissingExtraError: When ``onnx`` is asked for and one of its packages is missing.
+        SparseError: When ``sparse`` is asked for and its kernels are not installed.
     """
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError(f"unknown export format {name!r}; {nearest(str(name), FORMATS)}")
     if "onnx" in formats:
         onnx.require()
+    if "sparse" in formats:
+        from secateur.sparse import library
+
+        library.library()
 
 
 def export_model(
@@ -45,7 +53,7 @@ def export_model(
     kwargs: Mapping[str, Any] | None = None,
     *,
     out_dir: str | Path,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = EXCHANGED,
     name: str = "model",
     tolerance: float = 1e-4,
     masks: Tensors | None = None,
@@ -61,8 +69,9 @@ def export_model(
         model: The model; it is not changed.
         args: Positional inputs, or a single tensor.
         kwargs: Keyword inputs.
-        out_dir: Folder for ``<name>.safetensors``, ``<name>.onnx`` and ``<name>.pt2``; made when missing.
-        formats: Which of :data:`FORMATS` to write.
+        out_dir: Folder for ``<name>.safetensors``, ``<name>.onnx``, ``<name>.pt2`` and ``<name>.sparse.safetensors``;
+            made when missing.
+        formats: Which of :data:`FORMATS` to write; ``"sparse"`` compiles the model for the sparse CPU runtime.
         name: Name of the files, without suffix.
         tolerance: Largest difference allowed, absolute or relative to the largest output, whichever is larger.
         masks: Bool masks by parameter name, ``True`` = keep. Nothing is masked here: weights that should be
@@ -91,11 +100,11 @@ def export_model(
         job = prepare(model, positional, kwargs or {}, masks=masks, tolerance=tolerance) if graphs else None
         _make_folder(folder)
         for form in formats:
-            path = folder / f"{name}.{form}"
+            path = folder / f"{name}.{sparse.SUFFIX if form == 'sparse' else form}"
             if job is None or form == "safetensors":
                 done.append(tensors.write(model, path, masks))
             else:
-                done.append((onnx if form == "onnx" else pt2).write(job, path))
+                done.append({"onnx": onnx, "pt2": pt2, "sparse": sparse}[form].write(job, path))
     return done
 
 

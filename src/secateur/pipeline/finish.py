@@ -19,6 +19,7 @@ from secateur.patterns import Channel
 from secateur.pipeline.ablate import train_smaller
 from secateur.pipeline.data import first_inputs
 from secateur.pipeline.directory import DENSE
+from secateur.pipeline.engines import engines
 from secateur.pipeline.environment import machine, versions
 from secateur.pipeline.tasks import evaluate
 from secateur.types import Tensors
@@ -60,6 +61,7 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
     save_model(runner.directory / "model.safetensors", model, masks=masks)
     save_masks(runner.directory / "masks.safetensors", masks)
     ablation = train_smaller(runner, small, _inputs(runner), notes)
+    exports = _exports(runner, small, notes)
     result = {
         "schema": 1,
         "name": recipe.name,
@@ -79,7 +81,8 @@ def finish(runner: Runner, *, seconds: float, command: str) -> dict[str, Any]:
         "profile": _profiles(runner, dense, small),
         "realised": "mask" if small is None else "slice",
         "histograms": {n: _histogram(n, dense, model, masks) for n in runner.thinning.found.weights},
-        "exports": _exports(runner, small, notes),
+        "exports": exports,
+        "engines": _engines(runner, exports, {"dense": dense, "pruned": small or model}),
         "notes": notes,
     }
     write_atomic(runner.directory / "result.json", json.dumps(result, indent=1, allow_nan=True).encode())
@@ -191,6 +194,14 @@ def _exports(runner: Runner, small: nn.Module | None, notes: list[str]) -> list[
         notes.extend(row.pop("notes", ()))
         rows.append(row)
     return rows
+
+
+def _engines(runner: Runner, exports: list[dict[str, Any]], models: dict[str, nn.Module]) -> list[dict[str, Any]]:
+    measure = runner.recipe.measure
+    if not measure.latency:
+        return []
+    runs, warmup, threads = measure.runs, measure.warmup, measure.threads
+    return engines(runner.directory, exports, models, _inputs(runner), runs=runs, warmup=warmup, threads=threads)
 
 
 def _histogram(name: str, dense: nn.Module, pruned: nn.Module, masks: Tensors) -> dict[str, list[float]]:

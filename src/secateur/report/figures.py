@@ -115,7 +115,8 @@ def _read_macs(key: str) -> Callable[[Any], Cell]:
     return read
 
 
-def _read_latency(profile: Any) -> Cell:
+def read_latency(profile: Any) -> Cell:
+    """Read a measured latency: median, with percentiles, and the conditions it holds under."""
     found = dig(profile, "latency")
     middle, low, high = (number(dig(found, key)) for key in ("median_ms", "p10_ms", "p90_ms"))
     if middle is None or low is None or high is None:
@@ -219,7 +220,7 @@ FIGURES = (
         _at(size, "storage", "modelled", "bitmask_bytes"),
         _share,
     ),
-    Figure("latency", "Latency", MEASURED, "one forward pass: median [p10\u2013p90] in ms", _read_latency, _speed),
+    Figure("latency", "Latency", MEASURED, "one forward pass: median [p10\u2013p90] in ms", read_latency, _speed),
     Figure(
         "weight_memory", "Weight memory", COUNTED, "parameters and buffers", _at(size, "memory", "weight_bytes"), _share
     ),

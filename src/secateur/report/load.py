@@ -19,6 +19,7 @@ _TABLES = (
     (("profile", "dense", "layers"), ("name", "params", "kept")),
     (("profile", "pruned", "layers"), ("name", "params", "kept")),
     (("exports",), ("format", "path", "checked")),
+    (("engines",), ("engine", "network", "median_ms")),
 )
 """Lists of objects, and what each object must have."""
 

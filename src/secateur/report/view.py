@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.report.figures import Cell, read_latency
 from secateur.report.load import RunRecord
 from secateur.report.plots import ACCENT, MUTED, Course, Line
 from secateur.report.rows import (
@@ -30,6 +31,7 @@ from secateur.report.words import (
     plain,
     retrain_words,
     round_percent,
+    significant,
     size,
 )
 from secateur.report.words import seconds as duration
@@ -125,6 +127,36 @@ def speed_note(run: RunRecord) -> str:
     if realised == "mask" or dense is None or dense.value is None or pruned.value is None or not pruned.change:
         return said
     return f"{said} Measured latency: {dense.text} \u2192 {pruned.text}; {pruned.change}."
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine's measured time.
+
+    Attributes:
+        engine: Its name.
+        network: What it ran.
+        latency: Median with percentiles.
+        change: Beside dense PyTorch.
+    """
+
+    engine: str
+    network: str
+    latency: Cell
+    change: str
+
+
+def engine_rows(run: RunRecord) -> list[EngineRow]:
+    """Return the engines that a run was timed in, side by side."""
+    rows = list(dig(run.result, "engines") or [])
+    dense = next((number(row["median_ms"]) for row in rows if row["network"] == "dense"), None)
+    out = []
+    for row in rows:
+        cell = read_latency({"latency": row})
+        ratio = dense / cell.value if dense and cell.value else None
+        change = "" if ratio is None or row["network"] == "dense" else f"{significant(ratio)} times as fast"
+        out.append(EngineRow(str(row["engine"]), str(row["network"]), cell, change))
+    return out
 
 
 # Layers

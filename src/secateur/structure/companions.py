@@ -12,8 +12,8 @@ from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.groups import Member
 from secateur.graph.trace import trace
+from secateur.inputs import split_inputs
 from secateur.prunable import Found
-from secateur.structure.inputs import split_inputs
 from secateur.structure.views import role_of
 
 

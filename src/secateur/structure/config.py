@@ -17,7 +17,7 @@ from secateur.graph.model import quiet_forward
 from secateur.graph.state import preserved
 from secateur.graph.trees import tensors
 from secateur.graph.valueless import all_have_values
-from secateur.structure.inputs import Inputs
+from secateur.inputs import Inputs
 
 _HEAD_SIZE = ("head_dim", "d_kv", "attention_head_size", "kv_channels")
 """Names of a head's size, which some configurations leave out when it is width / heads."""

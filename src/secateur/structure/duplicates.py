@@ -18,8 +18,8 @@ from secateur.graph.trace import trace
 from secateur.graph.trees import tensors
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
+from secateur.inputs import split_inputs
 from secateur.structure.fold import shift_of
-from secateur.structure.inputs import split_inputs
 from secateur.structure.report import ShrinkReport
 from secateur.structure.shrink import shrink_
 from secateur.structure.twins import Reading, Relation, find_relations, readings_of

@@ -14,7 +14,7 @@ from secateur.graph.examples import Example
 from secateur.graph.trace import trace
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
-from secateur.structure.inputs import split_inputs
+from secateur.inputs import split_inputs
 from secateur.structure.report import explain, members_of
 from secateur.types import GroupReport
 

@@ -18,12 +18,12 @@ from secateur.graph.shorten import blocks_of, replay_shortened, shorten
 from secateur.graph.trace import Trace, trace
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.verify import Proof
+from secateur.inputs import split_inputs
 from secateur.method import Method
 from secateur.prunable import check_patterns, matches
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
-from secateur.structure.inputs import split_inputs
 from secateur.structure.layer_scores import BlockSet, block_scores
 from secateur.structure.report import ShrinkReport
 from secateur.targets import Target

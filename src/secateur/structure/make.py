@@ -19,6 +19,7 @@ from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, shrink
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
+from secateur.inputs import Inputs, split_inputs
 from secateur.method import Method, as_method
 from secateur.patterns import Channel, Expert, Layer
 from secateur.prunable import check_patterns, matches
@@ -26,7 +27,6 @@ from secateur.stats import check_data
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.config import update_config
-from secateur.structure.inputs import Inputs, split_inputs
 from secateur.structure.layers import Shortened, plan_and_shorten
 from secateur.structure.report import ShrinkReport, members_of
 from secateur.structure.scoring import as_group_score, unit_scores

@@ -15,13 +15,13 @@ from secateur.graph.examples import Example
 from secateur.graph.shrink import shrink
 from secateur.graph.trace import trace
 from secateur.graph.unsupported import refuse_unsupported
+from secateur.inputs import split_inputs
 from secateur.method import Method
 from secateur.patterns import Channel
 from secateur.prunable import Found, check_patterns, check_storage, derived_weights
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches, check_needs
 from secateur.structure.cut import Cut, removed_by
-from secateur.structure.inputs import split_inputs
 from secateur.structure.make import Chooser, Structural, check_method, groups_left
 from secateur.structure.scoring import as_group_score
 from secateur.types import GroupReport, Tensors, Update, Weight

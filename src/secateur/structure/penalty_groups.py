@@ -11,7 +11,7 @@ from secateur.graph.coupling import Coupling
 from secateur.graph.examples import Example
 from secateur.graph.trace import trace
 from secateur.graph.unsupported import refuse_unsupported
-from secateur.structure.inputs import split_inputs
+from secateur.inputs import split_inputs
 from secateur.structure.views import role_of
 from secateur.types import CoupledGroup, CoupledSlices
 

@@ -25,7 +25,7 @@ from secateur.graph.trees import tensors
 from secateur.graph.valueless import all_have_values, outside_fake_mode
 from secateur.graph.values import Probe
 from secateur.graph.verify import Proof, run_reference, run_small
-from secateur.structure.inputs import split_inputs
+from secateur.inputs import split_inputs
 from secateur.structure.remembered import plans_of
 from secateur.structure.report import ShrinkReport
 

@@ -16,11 +16,11 @@ from secateur.graph.plan import Plan
 from secateur.graph.shrink import Shrunk, replay, shrink
 from secateur.graph.unsupported import refuse_unsupported
 from secateur.graph.valueless import outside_fake_mode
+from secateur.inputs import split_inputs
 from secateur.method import Method
 from secateur.stats.gradients import LossFn
 from secateur.structure.collect import Batches
 from secateur.structure.from_masks import dead_units
-from secateur.structure.inputs import split_inputs
 from secateur.structure.layers import Shortened, replay_drops
 from secateur.structure.make import Structural, plan_and_shrink, report_of, with_config
 from secateur.structure.optimizer import forget, slice_state

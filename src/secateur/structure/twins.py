@@ -18,10 +18,10 @@ from secateur.graph.coupling import Coupling
 from secateur.graph.groups import Group
 from secateur.graph.model import owned_tensors
 from secateur.graph.record import Leaf
+from secateur.inputs import split_inputs
 from secateur.stats.activations import channels_first
 from secateur.structure.fold import shift_of
 from secateur.structure.fold_into import destinations
-from secateur.structure.inputs import split_inputs
 from secateur.structure.readers import Reader, readers_of
 from secateur.structure.views import role_of
 from secateur.structure.wide import run_wide, watched_wide

@@ -19,8 +19,8 @@ from secateur.graph.model import owned_tensors
 from secateur.graph.record import Leaf
 from secateur.graph.values import Probe
 from secateur.graph.verify import run_small
+from secateur.inputs import split_inputs
 from secateur.stats.activations import watched
-from secateur.structure.inputs import split_inputs
 
 
 def run_wide(model: nn.Module, batch: Any) -> list[Any]:

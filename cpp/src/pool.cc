@@ -1,0 +1,131 @@
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace secateur {
+namespace {
+
+// How often a thread looks for work before it goes to sleep: about 20 microseconds, the gap between two layers.
+constexpr int kSpins = 4000;
+constexpr uint64_t kTurn = kMostThreads + 1;
+
+inline void breathe() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  void run(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
+    std::unique_lock<std::mutex> at_work(busy_, std::try_to_lock);
+    if (threads > count) threads = static_cast<int32_t>(count);
+    if (threads > kMostThreads) threads = kMostThreads;
+    if (!at_work.owns_lock() || threads < 2 || !grow(threads - 1)) {
+      for (int64_t i = 0; i < count; ++i) task(context, i);
+      return;
+    }
+    task_ = task;
+    context_ = context;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    working_.store(threads - 1, std::memory_order_relaxed);
+    {
+      const std::lock_guard<std::mutex> lock(sleep_);
+      const uint64_t number = turn_.load(std::memory_order_relaxed) / kTurn + 1;
+      turn_.store(number * kTurn + static_cast<uint64_t>(threads - 1), std::memory_order_release);
+    }
+    wake_.notify_all();
+    take();
+    // Helpers may not have begun where there are more threads than processors: they are let through.
+    for (int spins = 0; working_.load(std::memory_order_acquire) != 0;)
+      if (++spins < kSpins)
+        breathe();
+      else
+        std::this_thread::yield();
+  }
+
+ private:
+  bool grow(int32_t wanted) {
+    try {
+      for (; workers_ < wanted; ++workers_) {
+        const uint64_t seen = turn_.load(std::memory_order_relaxed);
+        std::thread([this, number = static_cast<uint64_t>(workers_), seen] { work(number, seen); }).detach();
+      }
+    } catch (...) {
+      return false;  // no more threads to be had: the caller works alone
+    }
+    return true;
+  }
+
+  void take() {
+    for (int64_t i = next_.fetch_add(1, std::memory_order_relaxed); i < count_;
+         i = next_.fetch_add(1, std::memory_order_relaxed))
+      task_(context_, i);
+  }
+
+  void work(uint64_t number, uint64_t seen) {
+    for (;;) {
+      int spins = 0;
+      while (turn_.load(std::memory_order_acquire) == seen) {
+        if (++spins < kSpins) {
+          breathe();
+          continue;
+        }
+        std::unique_lock<std::mutex> lock(sleep_);
+        wake_.wait(lock, [&] { return turn_.load(std::memory_order_relaxed) != seen; });
+      }
+      seen = turn_.load(std::memory_order_acquire);
+      if (number < seen % kTurn) {
+        take();
+        working_.fetch_sub(1, std::memory_order_release);
+      }
+    }
+  }
+
+  std::mutex busy_, sleep_;
+  std::condition_variable wake_;
+  int32_t workers_ = 0;
+  // The number of the turn, times kTurn, plus how many helpers it has: read as one, so that a thread that comes
+  // late never takes one turn's number for another's.
+  std::atomic<uint64_t> turn_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int32_t> working_{0};
+  void (*task_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+  int64_t count_ = 0;
+};
+
+Pool* made();
+
+// Never destroyed: its threads may outlive main, and a forked child starts with a new one. Made when the library is
+// loaded: a fork in the middle of a first use would leave the child with a lock that nobody opens.
+Pool* pool = made();
+
+Pool* made() {
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+#endif
+  return new Pool;
+}
+
+}  // namespace
+
+void parallel_for(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
+  if (threads < 2 || count < 2) {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
+  pool->run(count, threads, task, context);
+}
+
+}  // namespace secateur

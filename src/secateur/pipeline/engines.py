@@ -1,0 +1,93 @@
+"""The run's networks in every engine at hand, timed in turn: what the zeros are worth on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.metrics import measure_latency
+
+Call = Callable[..., object]
+
+
+def engines(
+    directory: Path,
+    exports: Sequence[Mapping[str, Any]],
+    models: Mapping[str, nn.Module],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    runs: int,
+    warmup: int,
+    threads: int,
+) -> list[dict[str, Any]]:
+    """Time the compiled sparse network beside the dense and the pruned one, and beside other engines.
+
+    Only where a run was exported as ``"sparse"``. ONNX Runtime and OpenVINO run the exported ONNX file, if there is one
+    and they are installed: the pruned network, whose zeros they multiply by.
+
+    Args:
+        directory: Of the run.
+        exports: Rows of its result.
+        models: ``"dense"`` and ``"pruned"``.
+        inputs: Positional and keyword.
+        runs: Timed rounds, all engines in turn.
+        warmup: Rounds that are not timed.
+        threads: Of every engine.
+
+    Returns:
+        One row per engine: its name, what it ran, and the measured latency.
+    """
+    files = {str(row["format"]): directory / str(row["path"]) for row in exports}
+    if "sparse" not in files:
+        return []
+    from secateur.sparse import load
+
+    args, kwargs = inputs
+    calls: dict[tuple[str, str], Call] = {
+        ("PyTorch", "dense"): models["dense"],
+        ("PyTorch", "pruned"): models["pruned"],
+        ("secateur", "pruned, sparse kernels"): load(files["sparse"], models["pruned"], inputs, mapped=False),
+    }
+    if "onnx" in files:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        calls |= _onnxruntime(files["onnx"], tensors, threads) | _openvino(files["onnx"], tensors, threads)
+    names = {f"{engine}, {what}": call for (engine, what), call in calls.items()}
+    found = measure_latency(names, args, kwargs, runs=runs, warmup=warmup, threads=threads)
+    return [{"engine": engine, "network": what} | found[f"{engine}, {what}"].to_dict() for engine, what in calls]
+
+
+def _onnxruntime(path: Path, tensors: Sequence[Tensor], threads: int) -> dict[tuple[str, str], Call]:
+    import onnxruntime  # it checked the file that is there
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = session.get_inputs()
+    if len(wanted) != len(tensors):  # a constant went into the file
+        return {}
+    feeds = {value.name: tensor.numpy() for value, tensor in zip(wanted, tensors, strict=True)}
+    return {("ONNX Runtime", "pruned"): lambda *_, **__: session.run(None, feeds)}
+
+
+def _openvino(path: Path, tensors: Sequence[Tensor], threads: int) -> dict[tuple[str, str], Call]:
+    if importlib.util.find_spec("openvino") is None:
+        return {}
+    import openvino
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": str(threads),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # as all others
+    }
+    compiled = core.compile_model(str(path), "CPU", settings)
+    if len(compiled.inputs) != len(tensors):
+        return {}
+    request = compiled.create_infer_request()
+    feeds = [tensor.numpy() for tensor in tensors]
+    return {("OpenVINO", "pruned"): lambda *_, **__: request.infer(feeds)}

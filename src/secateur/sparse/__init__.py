@@ -1,0 +1,27 @@
+"""Sparse weights that are really faster on a CPU: kernels, formats, a tuner, and compiled models."""
+
+from secateur.sparse.compiled import Compiled, compile
+from secateur.sparse.formats import Bitmask, Panelled, nbytes
+from secateur.sparse.layers import SparseConv2d, SparseLinear
+from secateur.sparse.library import isa, isas, reason, use_isa
+from secateur.sparse.ops import Convolution, conv2d, linear
+from secateur.sparse.saved import load, save
+
+__all__ = [
+    "Bitmask",
+    "Compiled",
+    "Convolution",
+    "Panelled",
+    "SparseConv2d",
+    "SparseLinear",
+    "compile",
+    "conv2d",
+    "isa",
+    "isas",
+    "linear",
+    "load",
+    "nbytes",
+    "reason",
+    "save",
+    "use_isa",
+]

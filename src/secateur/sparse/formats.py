@@ -1,0 +1,341 @@
+"""Sparse weights as flat arrays: panelled rows and bitmasks."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.errors import SparseError, WeightError, check_whole
+from secateur.sparse.library import BitmaskStruct, PanelledStruct, check, library
+
+BLOCKS = ((1, 1), (4, 1), (1, 4))
+SLACK = 8  # SECATEUR_SLACK
+BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
+WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
+MOST = 2**40  # rows, columns, weights, blocks: as the library has it
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Return a dense weight as a contiguous float32 matrix on the CPU, one row per output.
+
+    Raises:
+        WeightError: When it has another dtype, device or layout, or fewer than two dimensions.
+    """
+    if weight.layout != torch.strided or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        raise WeightError(
+            f"sparse kernels take dense float32 weights on the CPU, got {weight.dtype} on {weight.device} with layout "
+            f"{weight.layout}; convert with weight.detach().float().cpu()"
+        )
+    if weight.dim() < 2:
+        raise WeightError(f"a sparse weight has at least two dimensions, got shape {tuple(weight.shape)}")
+    columns = 1
+    for size in weight.shape[1:]:
+        columns *= size
+    return weight.detach().resolve_neg().reshape(weight.shape[0], columns).contiguous()
+
+
+def _checked(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    for name in dtypes:
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise SparseError(f"a {kind} weight needs the arrays {', '.join(dtypes)}; {name!r} is missing")
+        fits = tensor.dtype == dtypes[name] and tensor.dim() == 1 and tensor.device.type == "cpu"
+        if not (fits and tensor.layout == torch.strided and tensor.is_contiguous()):
+            raise SparseError(
+                f"{name!r} of a {kind} weight must be a contiguous one-dimensional {dtypes[name]} tensor on the CPU, "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return how often tensors were changed in place; nothing where inference mode does not count."""
+    try:
+        return tuple([tensor._version for tensor in tensors])
+    except RuntimeError:
+        return ()
+
+
+class _Packed:
+    """What both formats share. Copies and pickles leave out what points into memory."""
+
+    DTYPES: ClassVar[dict[str, torch.dtype]]
+    NUMBERS: ClassVar[tuple[str, ...]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its arrays, by name."""
+        return {name: getattr(self, name) for name in self.DTYPES}
+
+    def header(self) -> dict[str, int]:
+        """Its numbers, by name."""
+        return {name: getattr(self, name) for name in self.NUMBERS}
+
+    @cached_property
+    def versions(self) -> tuple[int, ...]:
+        """Of its arrays, when they were written or checked."""
+        return versions_of(self.tensors().values())
+
+    def holds(self, tensors: Iterable[Tensor | None]) -> bool:
+        """Whether these are its arrays, as they were when their indices were checked."""
+        ours = [self.__dict__[name] for name in self.DTYPES]
+        same = all(map(operator.is_, ours, tensors))
+        return same and self.__dict__.get("versions") == versions_of(ours)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("struct", "versions")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+@dataclass(frozen=True, eq=False)
+class Panelled(_Packed):
+    """Compressed rows, cut into panels of columns.
+
+    The activations of one panel stay in the first-level cache while all rows pass over them. Within a panel rows are
+    sorted by their number of blocks, so that loops are predicted; a block is one weight, four rows or four columns; its
+    place takes one byte, or two where a panel has more than 256 blocks of columns. Rows are split into ``parts`` that
+    threads work on apart. The arrays are described in ``cpp/include/secateur_sparse.h``.
+
+    Bytes: for b blocks of r x c weights, ``(4 r c + 1) b`` and 4 bytes per row group and panel, nearly: 0.13 of dense
+    for single weights at 90 % sparsity.
+
+    Example:
+        >>> weight = torch.eye(6)
+        >>> packed = Panelled.pack(weight)
+        >>> packed.blocks, torch.equal(packed.to_dense(), weight)
+        (6, True)
+    """
+
+    kind: ClassVar[str] = "panelled"
+    NUMBERS: ClassVar = ("rows", "columns", "block_rows", "block_columns", "panel", "parts", "blocks", "run_count")
+    DTYPES: ClassVar[dict[str, torch.dtype]] = {
+        "values": torch.float32,
+        "indices": torch.uint8,  # or uint16
+        "order": torch.int32,
+        "runs": torch.int32,
+        "starts": torch.int64,
+    }
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+    panel: int
+    parts: int
+    blocks: int
+    run_count: int
+    values: Tensor
+    indices: Tensor
+    order: Tensor
+    runs: Tensor
+    starts: Tensor
+
+    @classmethod
+    def pack(cls, weight: Tensor, *, block: tuple[int, int] = (1, 1), panel: int = 128, parts: int = 4) -> Panelled:
+        """Pack a dense weight; a block with any non-zero in it is stored whole.
+
+        Args:
+            weight: Float32, ``[outputs, ...]``; further dimensions are flattened.
+            block: Rows and columns of a block: (1, 1), (4, 1) or (1, 4).
+            panel: Columns of a panel, a multiple of the block's.
+            parts: Pieces of rows.
+
+        Raises:
+            WeightError: When the weight is of another kind.
+            SparseError: When the kernels are not installed, or block, panel or parts are out of range.
+        """
+        matrix = as_matrix(weight)
+        rows, columns = matrix.shape
+        if tuple(block) not in BLOCKS:
+            raise SparseError(f"block must be one of {', '.join(map(str, BLOCKS))}, got {block!r}")
+        height, width = block
+        check_whole("panel", panel, error=SparseError)
+        check_whole("parts", parts, error=SparseError)
+        if panel % width or panel // width > WIDEST_PANEL or parts > WIDEST_PANEL:
+            raise SparseError(
+                f"panel must be a multiple of the block's {width} columns and at most {WIDEST_PANEL} blocks wide, and "
+                f"parts at most {WIDEST_PANEL}; got panel={panel}, parts={parts}"
+            )
+        blocks, runs = ctypes.c_int64(), ctypes.c_int64()
+        status = library().secateur_panelled_sizes(
+            matrix.data_ptr(), rows, columns, height, width, panel, parts, ctypes.byref(blocks), ctypes.byref(runs)
+        )
+        check(status, "packing a weight")
+        cells = parts * -(-columns // panel)
+        packed = cls(
+            rows,
+            columns,
+            height,
+            width,
+            panel,
+            parts,
+            blocks.value,
+            runs.value,
+            torch.empty(blocks.value * height * width),
+            torch.empty(blocks.value + SLACK, dtype=_index_dtype(panel, width)),
+            torch.empty(-(-rows // height) * -(-columns // panel), dtype=torch.int32),
+            torch.empty(2 * runs.value, dtype=torch.int32),
+            torch.empty(3 * (cells + 1), dtype=torch.int64),
+        )
+        pointers = (tensor.data_ptr() for tensor in packed.tensors().values())
+        check(library().secateur_panelled_pack(matrix.data_ptr(), packed.struct, *pointers), "packing a weight")
+        _ = packed.versions
+        return packed
+
+    @classmethod
+    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Panelled:
+        """Put a packed weight together again, every index of it checked first.
+
+        Raises:
+            SparseError: When an array is missing or of another kind, or contents do not fit each other.
+        """
+        numbers = _numbers(cls.kind, cls.NUMBERS, header)
+        height, width, panel = numbers["block_rows"], numbers["block_columns"], numbers["panel"]
+        if (height, width) not in BLOCKS or panel < 1 or panel % width:
+            raise SparseError(f"a panelled weight with blocks of {height}x{width} in panels of {panel} cannot be")
+        dtypes = cls.DTYPES | {"indices": _index_dtype(panel, width)}
+        _checked(cls.kind, tensors, dtypes)
+        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in dtypes}}
+        packed = cls(**fields)
+        sizes = (tensor.numel() for tensor in packed.tensors().values())
+        check(library().secateur_panelled_check(packed.struct, *sizes), "reading a panelled weight")
+        _ = packed.versions
+        return packed
+
+    @cached_property
+    def struct(self) -> PanelledStruct:
+        """What the library reads; it points into the tensors."""
+        return PanelledStruct(
+            self.rows,
+            self.columns,
+            self.block_rows,
+            self.block_columns,
+            self.panel,
+            self.parts,
+            self.indices.element_size(),
+            self.blocks,
+            self.run_count,
+            *(tensor.data_ptr() for tensor in self.tensors().values()),
+        )
+
+    def to_dense(self) -> Tensor:
+        """The matrix, float32 ``[rows, columns]``."""
+        dense = torch.empty(self.rows, self.columns)
+        check(library().secateur_panelled_unpack(self.struct, dense.data_ptr()), "unpacking a weight")
+        return dense
+
+
+@dataclass(frozen=True, eq=False)
+class Bitmask(_Packed):
+    """One bit per weight, and the weights that are not zero, row after row.
+
+    Bytes: ``1/8 + 4 d`` per weight of the matrix at density d, in words of 64 columns: less than any index up to about
+    87 % sparsity. For single vectors: each row is spread out in registers and multiplied as a dense one.
+
+    Example:
+        >>> packed = Bitmask.pack(torch.eye(3))
+        >>> packed.count, packed.bits.tolist()
+        (3, [1, 2, 4])
+    """
+
+    kind: ClassVar[str] = "bitmask"
+    NUMBERS: ClassVar = ("rows", "columns", "count")
+    DTYPES: ClassVar[dict[str, torch.dtype]] = {
+        "values": torch.float32,
+        "bits": torch.int64,
+        "offsets": torch.int64,
+    }
+    rows: int
+    columns: int
+    count: int
+    values: Tensor
+    bits: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> Bitmask:
+        """Pack a dense float32 weight ``[outputs, ...]``.
+
+        Raises:
+            WeightError: When the weight is of another kind.
+            SparseError: When the kernels are not installed.
+        """
+        matrix = as_matrix(weight)
+        rows, columns = matrix.shape
+        count = ctypes.c_int64()
+        status = library().secateur_bitmask_count(matrix.data_ptr(), rows, columns, ctypes.byref(count))
+        check(status, "packing a weight")
+        packed = cls(
+            rows,
+            columns,
+            count.value,
+            torch.empty(count.value + BITMASK_SLACK),
+            torch.empty(rows * -(-columns // 64), dtype=torch.int64),
+            torch.empty(rows + 1, dtype=torch.int64),
+        )
+        pointers = (tensor.data_ptr() for tensor in packed.tensors().values())
+        check(library().secateur_bitmask_pack(matrix.data_ptr(), packed.struct, *pointers), "packing a weight")
+        _ = packed.versions
+        return packed
+
+    @classmethod
+    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Bitmask:
+        """Put a packed weight together again, every offset of it checked first.
+
+        Raises:
+            SparseError: When an array is missing or of another kind, or contents do not fit each other.
+        """
+        numbers = _numbers(cls.kind, cls.NUMBERS, header)
+        _checked(cls.kind, tensors, cls.DTYPES)
+        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in cls.DTYPES}}
+        packed = cls(**fields)
+        sizes = (tensor.numel() for tensor in packed.tensors().values())
+        check(library().secateur_bitmask_check(packed.struct, *sizes), "reading a bitmask weight")
+        _ = packed.versions
+        return packed
+
+    @cached_property
+    def struct(self) -> BitmaskStruct:
+        """What the library reads; it points into the tensors."""
+        pointers = (tensor.data_ptr() for tensor in self.tensors().values())
+        return BitmaskStruct(self.rows, self.columns, self.count, *pointers)
+
+    def to_dense(self) -> Tensor:
+        """The matrix, float32 ``[rows, columns]``."""
+        dense = torch.empty(self.rows, self.columns)
+        check(library().secateur_bitmask_unpack(self.struct, dense.data_ptr()), "unpacking a weight")
+        return dense
+
+
+def nbytes(weight: Panelled | Bitmask) -> int:
+    """Return the bytes of all arrays of a packed matrix."""
+    return sum(t.numel() * t.element_size() for t in weight.tensors().values())
+
+
+FORMATS: dict[str, type[Panelled] | type[Bitmask]] = {f.kind: f for f in (Panelled, Bitmask)}
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+
+
+def _index_dtype(panel: int, block_columns: int) -> torch.dtype:
+    return torch.uint8 if panel // block_columns <= 256 else torch.uint16
+
+
+def _numbers(kind: str, names: tuple[str, ...], header: Mapping[str, Any]) -> dict[str, int]:
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise SparseError(f"a {kind} weight needs the numbers {', '.join(names)}; {missing[0]!r} is missing")
+    for name in names:
+        check_whole(f"a {kind} weight: {name}", header[name], least=0, error=SparseError)
+        most = MOST if name in ("rows", "columns", "blocks", "run_count", "count") else 2**31 - 1
+        if header[name] > most:  # it would be cut off on its way into the library
+            raise SparseError(f"a {kind} weight: {name} is {header[name]}, and cannot be more than {most}")
+    return {name: int(header[name]) for name in names}

@@ -1,0 +1,332 @@
+"""What comes behind a layer, found and taken into it: batch norms, activations, residual sums.
+
+Where a model can be traced symbolically, on its graph; elsewhere between modules, by watching one forward pass.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLayer, SparseLinear
+
+LAYERS = (nn.Linear, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+
+_PROBE = torch.cat([torch.linspace(-12, 12, 301), torch.tensor([0.0, 1e-3, -1e-3, 80.0, -80.0])])
+
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    "relu": "relu",
+    "relu_": "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.gelu: "gelu",
+}
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """Return the kernels' name of what a module does to single values, or nothing where they do not know it.
+
+    Modules of any class are tried on numbers: libraries bring activations of their own that do the same.
+    """
+    if type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU):
+        return type(module).__name__.lower()
+    alone = not any(True for _ in module.children()) and not module._parameters and not module._buffers
+    if not alone or isinstance(module, IDLE) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    with torch.no_grad():
+        try:
+            found = [module(_PROBE.clone()), module(_PROBE.clone().view(1, -1, 3)).view(-1)]
+        except Exception:  # noqa: BLE001  # not made for one tensor
+            return None
+    for name, function in AFTERWARDS.items():
+        same = (isinstance(y, Tensor) and torch.allclose(y, function(_PROBE), rtol=1e-5, atol=1e-6) for y in found)
+        if name != "none" and all(same):
+            return name
+    return None
+
+
+@dataclass
+class Fused:
+    """A model whose layers have taken in what came behind them.
+
+    Attributes:
+        model: It; a traced graph where ``traced``.
+        traced: Whether residual sums could be fused too.
+        activations: What each layer, by name, does behind its sum.
+        residuals: Layers that take a second argument, which is added before the activation.
+        folded: Batch norms that went into weights.
+    """
+
+    model: nn.Module
+    traced: bool
+    activations: dict[str, str] = field(default_factory=dict)
+    residuals: set[str] = field(default_factory=set)
+    folded: int = 0
+
+
+def fold_norms_(model: nn.Module, calls: Calls) -> int:
+    """Fold every batch norm that alone reads a layer's output into that layer; return how many."""
+    count = 0
+    for producer, consumer in calls.pairs():
+        layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
+        if not isinstance(norm, NORMS) or norm.running_mean is None or norm.training:
+            continue
+        if type(layer) is nn.Conv2d:
+            replace_(model, producer, fuse_conv_bn_eval(layer, norm))
+        elif type(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
+            replace_(model, producer, fuse_linear_bn_eval(layer, norm))
+        else:
+            continue
+        replace_(model, consumer, nn.Identity())
+        count += 1
+    return count
+
+
+def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place of one, by its dotted name."""
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, new)
+
+
+@dataclass
+class Calls:
+    """What one forward pass did: which modules ran on which tensors, and how often each tensor was read."""
+
+    outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
+    inputs: list[tuple[str, int]] = field(default_factory=list)  # of layers, norms and activations
+    count: Counter[str] = field(default_factory=Counter)
+    reads: Counter[int] = field(default_factory=Counter)
+    before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
+    alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield a layer and the one module that reads its output, where both ran once and nothing else reads it."""
+        for consumer, tensor in self.inputs:
+            producer = self.outputs.get(tensor)
+            if producer and self.count[producer] == 1 and self.count[consumer] == 1 and self.reads[tensor] == 1:
+                yield producer, consumer
+
+
+class _Reads(TorchFunctionMode):
+    """Counts how often each tensor is an argument of a torch function that returns tensors."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
+            for value in tree_leaves((args, kwargs or {})):
+                if isinstance(value, Tensor):
+                    self.calls.reads[id(value)] += 1
+                    self.calls.alive.append(value)
+        return out
+
+
+def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+    """Run a model once and return who read what."""
+    calls = Calls()
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            calls.count[name] += 1
+            if inputs and isinstance(inputs[0], Tensor):
+                calls.inputs.append((name, id(inputs[0])))
+                calls.alive.append(inputs[0])
+                calls.before.append(calls.reads[id(inputs[0])])
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
+                calls.reads[id(inputs[0])] = calls.before.pop() + 1
+            if isinstance(module, (*LAYERS, SparseLayer)) and isinstance(output, Tensor):
+                calls.outputs[id(output)] = name
+                calls.alive.append(output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, (*LAYERS, *NORMS, SparseLayer)) or activation_of(module):
+                stack.callback(module.register_forward_pre_hook(before(name)).remove)
+                stack.callback(module.register_forward_hook(after(name)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Reads(calls))
+        model(*args, **kwargs)
+    return calls
+
+
+class _Tracer(fx.Tracer):
+    """Leaves activations of other libraries whole, as torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or activation_of(m) is not None
+
+
+def traced(model: nn.Module) -> fx.GraphModule | None:
+    """Return a model as a graph of its modules, or nothing where Python decides what it does."""
+    try:
+        tracer = _Tracer()
+        return fx.GraphModule(model, tracer.trace(model))
+    except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
+        return None
+
+
+def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fused:
+    """Fold batch norms, and find the activations and residual sums that layers can take in.
+
+    The model is changed in place where norms are folded. What is found is only taken in by
+    :func:`take_in_`, for the layers that become sparse.
+
+    Args:
+        model: In evaluation mode.
+        args: Positional inputs of one forward pass.
+        kwargs: Keyword inputs.
+    """
+    folded = fold_norms_(model, watch(model, args, kwargs))
+    graph = traced(model) if not kwargs else None
+    if graph is not None:
+        _drop_idle(graph)
+        with torch.no_grad():
+            try:
+                fx.passes.shape_prop.ShapeProp(graph).propagate(*args)
+            except Exception:  # noqa: BLE001  # what was traced is not what runs
+                graph = None
+    if graph is None:
+        return Fused(model, traced=False, folded=folded)
+    return Fused(graph, traced=True, folded=folded)
+
+
+def _drop_idle(model: fx.GraphModule) -> None:
+    """Take modules out of the graph that do nothing in evaluation mode: folded norms, dropout."""
+    for node in list(model.graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), IDLE) and len(node.args) == 1:
+            node.replace_all_uses_with(node.args[0])
+            model.graph.erase_node(node)
+    model.recompile()
+
+
+def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Take activations and residual sums into the layers named; the model computes the same only once they act on them.
+
+    ``fused.activations`` and ``fused.residuals`` say what each of them must do.
+    """
+    if fused.traced:
+        assert isinstance(fused.model, fx.GraphModule)
+        for node in list(fused.model.graph.nodes):
+            if node.op == "call_module" and node.target in names:
+                _take_in_graph(fused, node)
+        fused.model.graph.eliminate_dead_code()
+        fused.model.recompile()
+        return
+    for producer, consumer in watch(fused.model, args, kwargs).pairs():
+        activation = activation_of(fused.model.get_submodule(consumer))
+        if producer in names and activation:
+            fused.activations[producer] = activation
+            replace_(fused.model, consumer, nn.Identity())
+
+
+def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Let linear layers hand vectors in the kernels' own layout to one another; return how many do."""
+    count = 0
+    for producer, consumer in watch(model, args, kwargs).pairs():
+        first, second = model.get_submodule(producer), model.get_submodule(consumer)
+        if isinstance(first, SparseLinear) and isinstance(second, SparseLinear) and first.kind == second.kind:
+            first.feature_major = first.kind == "panelled"
+            count += first.feature_major
+    return count
+
+
+def keep_blocked_(model: nn.Module) -> int:
+    """Let convolutions hand images in the kernels' own layout to 1x1 convolutions; return how many do.
+
+    These read blocks where they are, as their input or as their residual. A larger kernel lays rows out anew either
+    way, and reads whole rows faster; anything else, and the model's output, gets images as torch has them.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return 0
+    modules = dict(model.named_modules())
+
+    def layer(node: fx.Node) -> SparseConv2d | None:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        return module if isinstance(module, SparseConv2d) else None
+
+    calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+    count = 0
+    for node in model.graph.nodes:
+        own, readers = layer(node), [layer(user) for user in node.users]
+        if own is None or calls[str(node.target)] > 1 or not readers:
+            continue
+        if all(reader is not None and reader.convolution.pointwise for reader in readers):
+            own.blocked = True
+            count += 1
+    return count
+
+
+def _take_in_graph(fused: Fused, node: fx.Node) -> None:
+    graph = node.graph
+    if sum(other.target == node.target for other in graph.nodes if other.op == "call_module") > 1:
+        return  # one layer called several times must do the same each time
+    name, last = str(node.target), node
+    reader = _only_reader(last)
+    if reader is not None and _is_sum(reader):
+        other = next((a for a in reader.args if a is not last), None)
+        if isinstance(other, fx.Node) and _shape(other) == _shape(last) is not None:
+            with graph.inserting_before(reader):
+                moved = graph.call_module(name, (*node.args, other))
+            moved.meta = dict(reader.meta)
+            reader.replace_all_uses_with(moved)
+            graph.erase_node(reader)
+            graph.erase_node(node)
+            fused.residuals.add(name)
+            last = moved
+            reader = _only_reader(last)
+    activation = _activation(fused.model, reader) if reader is not None else None
+    if reader is not None and activation:
+        reader.replace_all_uses_with(last)
+        graph.erase_node(reader)
+        fused.activations[name] = activation
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _shape(node: fx.Node) -> Any:
+    meta = node.meta.get("tensor_meta")
+    return getattr(meta, "shape", None)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return (
+        node.op in ("call_function", "call_method") and node.target in _SUMS and len(node.args) == 2 and not node.kwargs
+    )
+
+
+def _activation(model: nn.Module, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        return activation_of(model.get_submodule(str(node.target)))
+    name = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if name == "gelu":
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(node.kwargs.get("approximate", "none")))
+    return name

@@ -1,0 +1,225 @@
+"""Linear and convolutional layers with packed weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.errors import SparseError, check_choice
+from secateur.sparse import ops
+from secateur.sparse.formats import FORMATS, Bitmask, Panelled, nbytes
+from secateur.sparse.library import ACTIVATIONS
+
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+"""What the kernels' activations are in torch."""
+
+
+class SparseLayer(nn.Module):
+    """What both layers share: packed arrays as buffers, a bias, what comes after, and where the kernels' choices are.
+
+    The arrays are buffers, so that they are saved, mapped and copied like other tensors. Their indices are checked
+    whenever the buffers have changed, before a kernel follows them.
+
+    Attributes:
+        kind: Format of the weight.
+        activation: What is fused behind it.
+        tile: Positions that are worked on at a time; 0 leaves it to the kernels.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Panelled | Bitmask, bias: Tensor | None = None, *, activation: str = "none", tile: int = 0
+    ) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATIONS)
+        self.kind = weight.kind
+        self.activation = activation
+        self.tile = tile
+        self._numbers = weight.header()
+        for name, tensor in weight.tensors().items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self._known: Panelled | Bitmask | None = weight
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    @property
+    def packed(self) -> Panelled | Bitmask:
+        """The packed weight, its indices checked.
+
+        Raises:
+            SparseError: When its arrays were replaced by others that do not fit each other.
+        """
+        known, form = self._known, FORMATS[self.kind]
+        arrays = [self._buffers[name] for name in form.DTYPES]
+        if known is None or not known.holds(arrays):
+            known = form.from_tensors(self._numbers, {name: self.get_buffer(name) for name in form.DTYPES})
+            self._known = known
+        return known
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the dense weight, without values: for code that looks at them first."""
+        return torch.empty(self._numbers["rows"], self._numbers["columns"], device="meta")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight."""
+        return nbytes(self.packed)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what, beside the tensors, makes this layer: plain values, for JSON."""
+        return {"kind": self.kind, "numbers": dict(self._numbers), "activation": self.activation, "tile": self.tile}
+
+    def _arrays(self) -> tuple[list[Tensor], list[int]]:
+        """Return what an operator takes; it checks the indices itself, when it runs."""
+        return [self.get_buffer(name) for name in FORMATS[self.kind].DTYPES], list(self._numbers.values())
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows."""
+        weight = self.packed
+        blocks = f" of {weight.block_rows}x{weight.block_columns}" if isinstance(weight, Panelled) else ""
+        after = "" if self.activation == "none" else f", {self.activation}"
+        return f"{weight.columns} -> {weight.rows}, {self.kind}{blocks}, {self.nbytes:,} bytes{after}"
+
+
+def _forget(layer: nn.Module, _: object) -> None:
+    """After loading, the arrays are the same objects with other contents."""
+    if isinstance(layer, SparseLayer):
+        layer._known = None
+        _ = layer.packed  # refused now, not in the middle of a forward
+
+
+class SparseLinear(SparseLayer):
+    r""":math:`\mathrm{act}(W x + b + r)` with a packed weight.
+
+    Example:
+        >>> layer = SparseLinear(Panelled.pack(torch.eye(4)), activation="relu")
+        >>> layer(torch.tensor([[1.0, -1.0, 2.0, 0.0]])).tolist()
+        [[1.0, 0.0, 2.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        weight: Panelled | Bitmask,
+        bias: Tensor | None = None,
+        *,
+        activation: str = "none",
+        tile: int = 0,
+        feature_major: bool = False,
+    ) -> None:
+        super().__init__(weight, bias, activation=activation, tile=tile)
+        self.feature_major = feature_major
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the outputs, ``[..., rows]``."""
+        if torch.compiler.is_compiling():
+            arrays, numbers = self._arrays()
+            out: Tensor = torch.ops.secateur.sparse_linear(
+                x, arrays, numbers, self.bias, residual, self.activation, self.tile, self.feature_major
+            )
+            return out
+        return ops.linear(
+            x, self.packed, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what, beside the tensors, makes this layer: plain values, for JSON."""
+        return super().settings() | {"layer": "linear", "feature_major": self.feature_major}
+
+
+class SparseConv2d(SparseLayer):
+    """A convolution with a packed weight, its bias, a residual and an activation; one group.
+
+    Attributes:
+        convolution: Kernel, stride, padding, dilation.
+        blocked: Whether it returns images in the kernels' own layout, for another such layer; it takes both.
+    """
+
+    def __init__(
+        self,
+        weight: Panelled,
+        convolution: ops.Convolution,
+        bias: Tensor | None = None,
+        *,
+        activation: str = "none",
+        tile: int = 0,
+        blocked: bool = False,
+    ) -> None:
+        super().__init__(weight, bias, activation=activation, tile=tile)
+        self.convolution = convolution
+        self.blocked = blocked
+
+    def forward(self, x: Tensor | ops.Blocked, residual: Tensor | ops.Blocked | None = None) -> Any:
+        """Return the output images, ``[batch, rows, height, width]``; a single image may come without its batch."""
+        if isinstance(x, Tensor) and not isinstance(x, ops.Blocked) and x.dim() == 3:
+            added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
+            out = self.forward(x.unsqueeze(0), added)
+            return out.squeeze(0) if isinstance(out, Tensor) else out
+        if torch.compiler.is_compiling():
+            arrays, numbers = self._arrays()
+            return ops.conv2d_operator(
+                x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
+            )
+        weight = self.packed
+        if not isinstance(weight, Panelled):
+            raise SparseError(f"a convolution needs a panelled weight, not a {weight.kind} one")
+        return ops.conv2d(
+            x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what, beside the tensors, makes this layer: plain values, for JSON."""
+        return super().settings() | {
+            "layer": "conv2d",
+            "convolution": self.convolution.flat(),
+            "blocked": self.blocked,
+        }
+
+
+def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d:
+    """Put a layer together again from :meth:`SparseLayer.settings` and its tensors, all of it checked.
+
+    Raises:
+        SparseError: When something is missing, of another type, or does not fit.
+    """
+    try:
+        kind, numbers, layer = settings["kind"], settings["numbers"], settings["layer"]
+        activation, tile = settings["activation"], settings["tile"]
+    except (KeyError, TypeError) as error:
+        raise SparseError(f"a sparse layer's settings lack {error}") from None
+    check_choice("kind", kind, FORMATS)
+    check_choice("layer", layer, ("linear", "conv2d"))
+    if activation not in ACTIVATIONS or type(tile) is not int or not 0 <= tile <= 256:
+        raise SparseError(f"a sparse layer with activation {activation!r} and tile {tile!r} cannot be")
+    if not isinstance(numbers, Mapping):
+        raise SparseError(f"a sparse layer's numbers must be a table, got {type(numbers).__name__}")
+    weight = FORMATS[kind].from_tensors(numbers, tensors)
+    bias = tensors.get("bias")
+    if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (weight.rows,)):
+        raise SparseError(f"expected a float32 bias of {weight.rows} entries, got {bias.dtype} {tuple(bias.shape)}")
+    if layer == "linear":
+        feature_major = settings.get("feature_major", False) is True
+        return SparseLinear(weight, bias, activation=activation, tile=tile, feature_major=feature_major)
+    flat = settings.get("convolution")
+    if not isinstance(flat, list) or len(flat) != 10 or not all(type(n) is int and 0 <= n < 2**31 for n in flat):
+        raise SparseError(f"a sparse convolution is described by ten whole numbers, got {flat!r}")
+    if not isinstance(weight, Panelled) or min(flat[:4] + flat[8:]) < 1:
+        raise SparseError(f"a sparse convolution needs a panelled weight, and sizes of at least 1, got {flat!r}")
+    if weight.columns % (flat[0] * flat[1]):
+        raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
+    blocked = settings.get("blocked", False) is True
+    convolution = ops.Convolution.of_flat(flat)
+    return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)
