@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test sanitize test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist \
-  bench-coverage bench-structural-speed bench-efficientnet bench-minilm bench-obs bench-obs-damping \
+  bench-coverage \
+  bench-structural-speed bench-efficientnet bench-minilm bench-obs bench-obs-damping \
   bench-founding bench-sparse
 
 demo: $(INSTALLED)
@@ -15,7 +16,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The sparse kernels with the address, undefined-behaviour and thread sanitizers: a minute to build, half a minute to run.
-SANITIZE_CASES ?= 500
+SANITIZE_CASES ?= 600
 sanitize:
 	cmake -S cpp -B build/sanitize -DSECATEUR_TESTS=ON -DSECATEUR_SANITIZE=ON
 	cmake --build build/sanitize --parallel 2

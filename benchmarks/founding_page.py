@@ -16,7 +16,7 @@ FAMILIES = {
     "after": "pruned after training, then retrained",
     "during": "pruned while training goes on",
     "before": "pruned before training",
-    "sparse": "sparse from the first step, masks that move",
+    "sparse": "sparse from the first step to the last",
 }
 
 
@@ -157,7 +157,7 @@ def compression(results: Results, net: str) -> Iterator[str]:
     dense = results.cells(net, "dense")
     yield (
         f"### {TITLES[net]}\n\nDense {mean_of(dense)} %, {p['dense_epochs']} epochs. After and during: from the dense "
-        f"weights, {p['cell_epochs']} epochs more; before and sparse: {p['dense_epochs']} epochs from new weights. "
+        f"weights, {epochs(p['cell_epochs'])} more; before and sparse: {p['dense_epochs']} epochs from new weights. "
         "Compression counts all parameters; every layer is pruned, the last too, biases never. Rounds halve the "
         f"weights, and so end up to {CLOSE:.0%} above the compression of their column."
     )
@@ -170,11 +170,16 @@ def compression(results: Results, net: str) -> Iterator[str]:
     if path:
         rows.append(
             [
-                f"magnitude, halved and retrained {p['cell_epochs']} epochs, again and again",
+                f"magnitude, halved and retrained {epochs(p['cell_epochs'])}, again and again",
                 *(mean_of([at(c["path"], ratio) for c in path]) for ratio in ratios),
             ]
         )
     yield table(["method", *(f"{ratio:g}x" for ratio in ratios)], rows)
+
+
+def epochs(count: int) -> str:
+    """Return a number of epochs in words."""
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def at(path: Sequence[Cell], ratio: float) -> Cell:
@@ -225,9 +230,9 @@ def found(results: Results, net: str) -> str:
         )
     if not rows:
         return ""
-    epochs = results.protocol(net)["dense_epochs"]
+    trained = results.protocol(net)["dense_epochs"]
     return (
-        f"### {TITLES[net]}, {epochs} epochs from new weights\n\nUnits: inputs of each layer with a weight left, in "
+        f"### {TITLES[net]}, {trained} epochs from new weights\n\nUnits: inputs of each layer with a weight left, in "
         "the first seed.\n\n"
         + table(["method", "strength", "accuracy", "compression", "units", "MACs, weighted by density"], rows)
     )

@@ -3,7 +3,7 @@
 
 #include "spmm.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -121,30 +121,38 @@ SECATEUR_INLINE vec<16> spread(const float* value, uint64_t bits) {
   return (vec<16>)_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_loadu_ps(value));
 }
 #else
-// For every pattern of bits, which of the next weights each lane takes; -1 where it takes none.
+// For every pattern of bits, which of the next weights each lane takes, and all bits set in the lanes that take one.
 struct Spreads {
   Spreads() {
     for (int pattern = 0; pattern < 1 << kWidth; ++pattern) {
       int next = 0;
       for (int lane = 0; lane < kWidth; ++lane) {
         const bool there = (pattern >> lane) & 1;
-        from[pattern][lane] = static_cast<int8_t>(there ? next++ : -1);
+        from[pattern][lane] = there ? next++ : 0;
+        taken[pattern][lane] = there ? -1 : 0;
       }
     }
   }
-  int8_t from[1 << kWidth][kWidth];
+  alignas(32) int32_t from[1 << kWidth][kWidth];
+  alignas(32) int32_t taken[1 << kWidth][kWidth];
 };
 inline const Spreads& spreads() {
   static const Spreads table;
   return table;
 }
+
+// The compilers have no common way to choose lanes by numbers that are not known before.
+SECATEUR_INLINE vec<kWidth> chosen(const float* value, const int32_t* from) {
+#if defined(__AVX2__)
+  return (vec<8>)_mm256_permutevar8x32_ps(_mm256_loadu_ps(value), *reinterpret_cast<const __m256i*>(from));
+#else
+  return vec<4>{value[from[0]], value[from[1]], value[from[2]], value[from[3]]};
+#endif
+}
+
 SECATEUR_INLINE vec<kWidth> spread(const float* value, uint64_t bits, const Spreads& table) {
-  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
-  Bytes narrow;
-  std::memcpy(&narrow, table.from[bits], kWidth);
-  const ints<kWidth> lanes = __builtin_convertvector(narrow, ints<kWidth>);
-  const vec<kWidth> taken = __builtin_shuffle(load_loose<kWidth>(value), lanes & (kWidth - 1));
-  return lanes < 0 ? vec<kWidth>{} : taken;
+  const ints<kWidth> kept = *reinterpret_cast<const ints<kWidth>*>(table.taken[bits]);
+  return (vec<kWidth>)((ints<kWidth>)chosen(value, table.from[bits]) & kept);
 }
 #endif
 

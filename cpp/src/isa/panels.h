@@ -81,13 +81,12 @@ SECATEUR_INLINE bool copy_rows(float* panel, int64_t tile, int64_t valid, int64_
 SECATEUR_INLINE vec<4> turn_four(const float* from, int64_t step, float* to, int64_t stride) {
   const vec<4> a = load_loose<4>(from), b = load_loose<4>(from + step);
   const vec<4> c = load_loose<4>(from + 2 * step), d = load_loose<4>(from + 3 * step);
-  const ints<4> low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
-  const vec<4> ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
-  const vec<4> ef = __builtin_shuffle(a, b, high), gh = __builtin_shuffle(c, d, high);
-  store_loose<4>(to, __builtin_shuffle(ab, cd, left));
-  store_loose<4>(to + stride, __builtin_shuffle(ab, cd, right));
-  store_loose<4>(to + 2 * stride, __builtin_shuffle(ef, gh, left));
-  store_loose<4>(to + 3 * stride, __builtin_shuffle(ef, gh, right));
+  const vec<4> ab = SECATEUR_SHUFFLE(a, b, 0, 4, 1, 5), cd = SECATEUR_SHUFFLE(c, d, 0, 4, 1, 5);
+  const vec<4> ef = SECATEUR_SHUFFLE(a, b, 2, 6, 3, 7), gh = SECATEUR_SHUFFLE(c, d, 2, 6, 3, 7);
+  store_loose<4>(to, SECATEUR_SHUFFLE(ab, cd, 0, 1, 4, 5));
+  store_loose<4>(to + stride, SECATEUR_SHUFFLE(ab, cd, 2, 3, 6, 7));
+  store_loose<4>(to + 2 * stride, SECATEUR_SHUFFLE(ef, gh, 0, 1, 4, 5));
+  store_loose<4>(to + 3 * stride, SECATEUR_SHUFFLE(ef, gh, 2, 3, 6, 7));
   return (a + b + c + d) * 0.0f;
 }
 

@@ -62,6 +62,13 @@ SECATEUR_INLINE vec<L> splat(float value) {
   return vec<L>{} + value;
 }
 
+// Lanes of two vectors, by number: a's first, then b's.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SECATEUR_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SECATEUR_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, ints<4>{i, j, k, l})
+#endif
+
 SECATEUR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SECATEUR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
