@@ -8,11 +8,12 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.pipeline.engines import in_onnxruntime, in_openvino
 
 Call = Callable[[], object]
 
@@ -33,7 +34,11 @@ def rivals(model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int, whole:
         found["torch eager, channels last"] = lambda: last(*images)
     found |= {"torch inductor": _inductor(model, inputs)}
     data = _onnx(model, inputs)
-    found |= {"ONNX Runtime": _onnxruntime(data, inputs, threads), "OpenVINO": _openvino(data, inputs, threads)}
+    for engine, opened in {"ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}.items():
+        call = opened(data, inputs, threads)
+        if call is None:
+            raise SecateurError(f"{engine} cannot run this network: is it installed?")
+        found[engine] = call
     return found
 
 
@@ -63,32 +68,6 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     assert program is not None
     program.save(buffer)
     return buffer.getvalue()
-
-
-def _onnxruntime(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feeds)
-
-
-def _openvino(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Call:
-    import openvino
-
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": str(threads),
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the processor has it
-    }
-    compiled = core.compile_model(core.read_model(model=data), "CPU", settings)
-    request = compiled.create_infer_request()
-    feeds: list[np.ndarray[Any, Any]] = [x.numpy() for x in inputs]
-    return lambda: request.infer(feeds)
 
 
 def in_turn(

@@ -13,7 +13,20 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "secateur"
 
-CORE = {"checkpoint", "types", "errors", "registry", "select", "masks", "forward", "history", "_files", "_rng", "_tree"}
+CORE = {
+    "checkpoint",
+    "types",
+    "errors",
+    "registry",
+    "select",
+    "masks",
+    "forward",
+    "history",
+    "_cpu",
+    "_files",
+    "_rng",
+    "_tree",
+}
 PARTS = {
     "stats",
     "scores",

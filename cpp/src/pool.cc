@@ -12,7 +12,7 @@
 namespace secateur {
 namespace {
 
-// How often a thread looks for work before it goes to sleep: about 20 microseconds, the gap between two layers.
+// How often a thread looks for work before it goes to sleep: some tens of microseconds, the gap between two layers.
 constexpr int kSpins = 4000;
 constexpr uint64_t kTurn = kMostThreads + 1;
 

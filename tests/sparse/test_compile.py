@@ -20,8 +20,8 @@ from secateur.export import export_model
 from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
 from secateur.sparse import compiled as module
 from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
+from secateur.sparse.images import Blocked
 from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
-from secateur.sparse.ops import Blocked
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, options
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.sparse import formats, isas, library, ops, reason
+from secateur.sparse import formats, images, isas, library, reason
 from secateur.sparse.library import ABI, ACTIVATIONS, ISA_VARIABLE, VARIABLE
 
 COMPILER = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
@@ -149,7 +149,7 @@ def test_the_numbers_are_those_of_the_header() -> None:
 
 @pytest.mark.skipif(bool(reason()), reason=reason())
 def test_images_are_blocked_as_the_library_has_it() -> None:
-    assert library.library().secateur_image_block() == ops.IMAGE_BLOCK
+    assert library.library().secateur_image_block() == images.IMAGE_BLOCK
 
 
 @needs_a_compiler

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dense_products import dense_conv2d, dense_linear, numbers, sparse
 from secateur.errors import SparseError
 from secateur.sparse import Bitmask, Convolution, Panelled, SparseConv2d, SparseLinear, linear, reason
-from secateur.sparse import ops as module
+from secateur.sparse import operators as module
+from secateur.sparse.images import Blocked
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -48,13 +49,13 @@ def test_conv2d_is_a_sound_operator(blocked_in: bool, blocked: bool) -> None:
     images = numbers(2, 3, 9, 11)
     height, width = HOW.output(9, 11)
     added = numbers(2, 8, height, width, seed=1)
-    x = module.Blocked.of(images).data if blocked_in else images
-    residual = module.Blocked.of(added).data if blocked else added
+    x = Blocked.of(images).data if blocked_in else images
+    residual = Blocked.of(added).data if blocked else added
     flat = [*HOW.flat(), 9, 11, int(blocked_in), int(blocked)]
     arguments = (x, arrays, header, flat, BIAS, residual, "relu", 0)
     torch.library.opcheck(torch.ops.secateur.sparse_conv2d.default, arguments)
     got = torch.ops.secateur.sparse_conv2d(*arguments)
-    got = module.Blocked(got, height, width).images() if blocked else got
+    got = Blocked(got, height, width).images() if blocked else got
     expected = dense_conv2d(images, WEIGHT.view(8, 3, 2, 2), HOW, BIAS, added, "relu")
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 

@@ -33,7 +33,7 @@ from dense_products import (
 )
 from secateur.errors import SecateurError, SparseError, WeightError
 from secateur.sparse import Bitmask, Convolution, Panelled, conv2d, isa, isas, linear, reason, use_isa
-from secateur.sparse.ops import Blocked
+from secateur.sparse.images import Blocked
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 

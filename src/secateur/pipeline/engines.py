@@ -55,39 +55,57 @@ def engines(
     }
     if "onnx" in files:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        calls |= _onnxruntime(files["onnx"], tensors, threads) | _openvino(files["onnx"], tensors, threads)
+        others = {"ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}
+        for engine, opened in others.items():
+            call = opened(files["onnx"], tensors, threads)
+            if call is not None:
+                calls[engine, "pruned"] = call
     names = {f"{engine}, {what}": call for (engine, what), call in calls.items()}
     found = measure_latency(names, args, kwargs, runs=runs, warmup=warmup, threads=threads)
     return [{"engine": engine, "network": what} | found[f"{engine}, {what}"].to_dict() for engine, what in calls]
 
 
-def _onnxruntime(path: Path, tensors: Sequence[Tensor], threads: int) -> dict[tuple[str, str], Call]:
-    import onnxruntime  # it checked the file that is there
+def in_onnxruntime(model: Path | bytes, tensors: Sequence[Tensor], threads: int) -> Call | None:
+    """Open an ONNX file or its bytes in ONNX Runtime.
+
+    Args:
+        model: The file.
+        tensors: Its inputs, in order.
+        threads: To run with.
+
+    Returns:
+        What runs it on these inputs, whatever it is called with; ``None`` where the file takes another number of
+        inputs, since a constant went into it.
+    """
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     wanted = session.get_inputs()
-    if len(wanted) != len(tensors):  # a constant went into the file
-        return {}
+    if len(wanted) != len(tensors):
+        return None
     feeds = {value.name: tensor.numpy() for value, tensor in zip(wanted, tensors, strict=True)}
-    return {("ONNX Runtime", "pruned"): lambda *_, **__: session.run(None, feeds)}
+    return lambda *_, **__: session.run(None, feeds)
 
 
-def _openvino(path: Path, tensors: Sequence[Tensor], threads: int) -> dict[tuple[str, str], Call]:
+def in_openvino(model: Path | bytes, tensors: Sequence[Tensor], threads: int) -> Call | None:
+    """Open an ONNX file or its bytes in OpenVINO, as :func:`in_onnxruntime`; ``None`` also where it is missing."""
     if importlib.util.find_spec("openvino") is None:
-        return {}
+        return None
     import openvino
 
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": str(threads),
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # as all others
+        "INFERENCE_PRECISION_HINT": "f32",  # as all others; it would take bfloat16 where the processor has it
     }
-    compiled = core.compile_model(str(path), "CPU", settings)
+    source = model if isinstance(model, bytes) else str(model)
+    compiled = core.compile_model(core.read_model(model=source), "CPU", settings)
     if len(compiled.inputs) != len(tensors):
-        return {}
+        return None
     request = compiled.create_infer_request()
     feeds = [tensor.numpy() for tensor in tensors]
-    return {("OpenVINO", "pruned"): lambda *_, **__: request.infer(feeds)}
+    return lambda *_, **__: request.infer(feeds)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur import __version__
+from secateur._cpu import cpu_name
 
 
 def versions() -> dict[str, str]:
@@ -29,19 +28,10 @@ def machine() -> dict[str, Any]:
     """Describe the machine, as far as it says."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name("model name"),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": pages,
         "os": f"{platform.system()} {platform.machine()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if sys.platform == "linux" and info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -2,9 +2,10 @@
 
 from secateur.sparse.compiled import Compiled, compile
 from secateur.sparse.formats import Bitmask, Panelled, nbytes
+from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.library import isa, isas, reason, use_isa
-from secateur.sparse.ops import Convolution, conv2d, linear
+from secateur.sparse.ops import conv2d, linear
 from secateur.sparse.saved import load, save
 
 __all__ = [

@@ -17,10 +17,19 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
-from secateur.sparse.fuse import LAYERS, Fused, fuse, keep_blocked_, keep_feature_major_, replace_, take_in_
+from secateur.sparse.fuse import (
+    LAYERS,
+    Fused,
+    activations_behind,
+    fuse,
+    keep_blocked_,
+    keep_feature_major_,
+    replace_,
+    take_in_,
+)
+from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseLayer
 from secateur.sparse.library import isa, library
-from secateur.sparse.ops import Convolution
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
 
@@ -176,13 +185,12 @@ def _tune(
     """Measure every layer that has enough zeros, with what would follow it in the same call."""
     inputs = _inputs_of(fused.model, args, kwargs)
     possible = {name for name, module in fused.model.named_modules() if name in inputs and _candidate(module)}
-    trial = copy.deepcopy(fused)
-    take_in_(trial, set(possible), args, kwargs)
+    activations = activations_behind(fused, possible, args, kwargs)
     layers = {}
     for name, module in fused.model.named_modules():
         if name not in possible:
             continue
-        problem = _problem(module, trial.activations.get(name, "none"), inputs[name])
+        problem = _problem(module, activations.get(name, "none"), inputs[name])
         if 1 - problem.density < LEAST_SPARSITY:
             layers[name] = (problem, Tuned(Option(), math.nan, math.nan))
         else:

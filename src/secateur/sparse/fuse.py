@@ -5,6 +5,7 @@ Where a model can be traced symbolically, on its graph; elsewhere between module
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -231,62 +232,78 @@ def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[
 
     ``fused.activations`` and ``fused.residuals`` say what each of them must do.
     """
-    if fused.traced:
-        assert isinstance(fused.model, fx.GraphModule)
-        for node in list(fused.model.graph.nodes):
-            if node.op == "call_module" and node.target in names:
-                _take_in_graph(fused, node)
-        fused.model.graph.eliminate_dead_code()
-        fused.model.recompile()
-        return
-    for producer, consumer in watch(fused.model, args, kwargs).pairs():
-        activation = activation_of(fused.model.get_submodule(consumer))
-        if producer in names and activation:
+    if not fused.traced:
+        for producer, consumer, activation in _between_modules(fused.model, names, args, kwargs):
             fused.activations[producer] = activation
             replace_(fused.model, consumer, nn.Identity())
+        return
+    assert isinstance(fused.model, fx.GraphModule)
+    calls = _calls_of(fused.model.graph)
+    for node in list(fused.model.graph.nodes):
+        # One layer called several times must do the same each time.
+        if node.op == "call_module" and node.target in names and calls[node.target] == 1:
+            _take_in_graph(fused, node)
+    fused.model.graph.eliminate_dead_code()
+    fused.model.recompile()
 
 
-def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Let linear layers hand vectors in the kernels' own layout to one another; return how many do."""
-    count = 0
+def activations_behind(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+    """Return the activations that :func:`take_in_` would take into the layers named, with the model left as it is."""
+    if not fused.traced:
+        return {producer: activation for producer, _, activation in _between_modules(fused.model, names, args, kwargs)}
+    assert isinstance(fused.model, fx.GraphModule)
+    trial = Fused(fx.GraphModule(fused.model, copy.deepcopy(fused.model.graph)), traced=True)  # the weights are shared
+    take_in_(trial, names, args, kwargs)
+    return trial.activations
+
+
+def _between_modules(
+    model: nn.Module, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield layers, the modules that alone read their outputs, and the activations that these are."""
+    for producer, consumer in watch(model, args, kwargs).pairs():
+        activation = activation_of(model.get_submodule(consumer))
+        if producer in names and activation:
+            yield producer, consumer, activation
+
+
+def _calls_of(graph: fx.Graph) -> Counter[Any]:
+    """Return how often a graph calls each of its modules."""
+    return Counter(node.target for node in graph.nodes if node.op == "call_module")
+
+
+def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let linear layers hand vectors in the kernels' own layout to one another."""
     for producer, consumer in watch(model, args, kwargs).pairs():
         first, second = model.get_submodule(producer), model.get_submodule(consumer)
         if isinstance(first, SparseLinear) and isinstance(second, SparseLinear) and first.kind == second.kind:
             first.feature_major = first.kind == "panelled"
-            count += first.feature_major
-    return count
 
 
-def keep_blocked_(model: nn.Module) -> int:
-    """Let convolutions hand images in the kernels' own layout to 1x1 convolutions; return how many do.
+def keep_blocked_(model: nn.Module) -> None:
+    """Let convolutions hand images in the kernels' own layout to 1x1 convolutions.
 
     These read blocks where they are, as their input or as their residual. A larger kernel lays rows out anew either
     way, and reads whole rows faster; anything else, and the model's output, gets images as torch has them.
     """
     if not isinstance(model, fx.GraphModule):
-        return 0
+        return
     modules = dict(model.named_modules())
 
     def layer(node: fx.Node) -> SparseConv2d | None:
         module = modules[str(node.target)] if node.op == "call_module" else None
         return module if isinstance(module, SparseConv2d) else None
 
-    calls = Counter(str(node.target) for node in model.graph.nodes if node.op == "call_module")
-    count = 0
+    calls = _calls_of(model.graph)
     for node in model.graph.nodes:
         own, readers = layer(node), [layer(user) for user in node.users]
-        if own is None or calls[str(node.target)] > 1 or not readers:
+        if own is None or calls[node.target] > 1 or not readers:
             continue
-        if all(reader is not None and reader.convolution.pointwise for reader in readers):
-            own.blocked = True
-            count += 1
-    return count
+        own.blocked = all(reader is not None and reader.convolution.pointwise for reader in readers)
 
 
 def _take_in_graph(fused: Fused, node: fx.Node) -> None:
     graph = node.graph
-    if sum(other.target == node.target for other in graph.nodes if other.op == "call_module") > 1:
-        return  # one layer called several times must do the same each time
     name, last = str(node.target), node
     reader = _only_reader(last)
     if reader is not None and _is_sum(reader):

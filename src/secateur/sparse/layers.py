@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, nbytes
+from secateur.sparse.images import Blocked, Convolution
 from secateur.sparse.library import ACTIVATIONS
+from secateur.sparse.operators import conv2d_operator
 
 AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -151,7 +153,7 @@ class SparseConv2d(SparseLayer):
     def __init__(
         self,
         weight: Panelled,
-        convolution: ops.Convolution,
+        convolution: Convolution,
         bias: Tensor | None = None,
         *,
         activation: str = "none",
@@ -162,15 +164,15 @@ class SparseConv2d(SparseLayer):
         self.convolution = convolution
         self.blocked = blocked
 
-    def forward(self, x: Tensor | ops.Blocked, residual: Tensor | ops.Blocked | None = None) -> Any:
+    def forward(self, x: Tensor | Blocked, residual: Tensor | Blocked | None = None) -> Any:
         """Return the output images, ``[batch, rows, height, width]``; a single image may come without its batch."""
-        if isinstance(x, Tensor) and not isinstance(x, ops.Blocked) and x.dim() == 3:
+        if isinstance(x, Tensor) and not isinstance(x, Blocked) and x.dim() == 3:
             added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
             out = self.forward(x.unsqueeze(0), added)
             return out.squeeze(0) if isinstance(out, Tensor) else out
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
-            return ops.conv2d_operator(
+            return conv2d_operator(
                 x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
             )
         weight = self.packed
@@ -221,5 +223,5 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
     if weight.columns % (flat[0] * flat[1]):
         raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
     blocked = settings.get("blocked", False) is True
-    convolution = ops.Convolution.of_flat(flat)
+    convolution = Convolution.of_flat(flat)
     return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)

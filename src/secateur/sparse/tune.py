@@ -6,24 +6,25 @@ import functools
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur._cpu import cpu_name
 from secateur._files import write_atomic
 from secateur.errors import SecateurWarning
-from secateur.sparse.formats import Bitmask, Panelled, as_matrix
+from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, as_matrix
+from secateur.sparse.images import Convolution
 from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLinear
 from secateur.sparse.library import isa
-from secateur.sparse.ops import Convolution
 
 VERSION = 1
 LEAST_GAIN = 1.05
@@ -106,8 +107,12 @@ class Problem:
         """Part of the weights that is not zero."""
         return float(self.weight.count_nonzero()) / max(self.weight.numel(), 1)
 
-    def fill(self, block: tuple[int, int]) -> float:
-        """Return which part of the blocks with a non-zero weight is not zero."""
+    @functools.cached_property
+    def fills(self) -> dict[tuple[int, int], float]:
+        """By shape of blocks, which part of the blocks with a non-zero weight is not zero."""
+        return {block: self._fill(block) for block in BLOCKS if block != (1, 1)}
+
+    def _fill(self, block: tuple[int, int]) -> float:
         matrix = as_matrix(self.weight) != 0
         pad = (0, -matrix.shape[1] % block[1], 0, -matrix.shape[0] % block[0])
         whole = F.pad(matrix, pad)
@@ -120,18 +125,29 @@ class Problem:
         what = [isa(), threads, tuple(self.weight.shape), tuple(self.x.shape), f"{self.density:.2f}", self.activation]
         if self.convolution is not None:
             what.append(self.convolution.flat())
-        what.append([f"{self.fill(block):.1f}" for block in ((4, 1), (1, 4))])
+        what.append([f"{fill:.1f}" for fill in self.fills.values()])
         return json.dumps(what)
 
 
 def build(problem: Problem, option: Option) -> nn.Module:
     """Return a layer that runs a problem in one way; for ``"dense"``, one of torch's."""
-    p = problem
+    return _layer(problem, option, _pack(problem, option))
+
+
+def _pack(problem: Problem, option: Option) -> Panelled | Bitmask | None:
     if option.kind == "dense":
-        return Dense(p)
+        return None
     if option.kind == "bitmask":
-        return SparseLinear(Bitmask.pack(p.weight), p.bias, activation=p.activation)
-    weight = Panelled.pack(p.weight, block=option.block, panel=option.panel)
+        return Bitmask.pack(problem.weight)
+    return Panelled.pack(problem.weight, block=option.block, panel=option.panel)
+
+
+def _layer(problem: Problem, option: Option, weight: Panelled | Bitmask | None) -> nn.Module:
+    p = problem
+    if weight is None:
+        return Dense(p)
+    if isinstance(weight, Bitmask):
+        return SparseLinear(weight, p.bias, activation=p.activation)
     if p.convolution is None:
         return SparseLinear(weight, p.bias, activation=p.activation, tile=option.tile)
     return SparseConv2d(weight, p.convolution, p.bias, activation=p.activation, tile=option.tile)
@@ -160,7 +176,7 @@ class Dense(nn.Module):
 def options(problem: Problem) -> Iterator[Option]:
     """Yield the sparse ways that are worth a measurement."""
     columns = problem.weight.numel() // max(problem.weight.shape[0], 1)
-    blocks = [(1, 1), *(b for b in ((4, 1), (1, 4)) if problem.density and problem.fill(b) >= FILL)]
+    blocks = [(1, 1), *(block for block, fill in problem.fills.items() if problem.density and fill >= FILL)]
     if problem.convolution is None and problem.positions == 1:
         yield Option("bitmask")
         for block in blocks:
@@ -195,12 +211,13 @@ class Tuner:
 
     def tune(self, problem: Problem) -> Tuned:
         """Return the fastest way to run a layer."""
-        key = f"{processor()}|{torch.__version__}|{problem.key(self.threads)}"
+        key = f"{cpu_name('model name', 'CPU part')}|{torch.__version__}|{problem.key(self.threads)}"
         known = self._known(key)
         if known is not None:
             return known
         ways = [Option(), *options(problem)]
-        layers = {way: build(problem, way) for way in ways}
+        weights = {one: _pack(problem, one) for one in {replace(way, tile=0) for way in ways}}  # tiles share them
+        layers = {way: _layer(problem, way, weights[replace(way, tile=0)]) for way in ways}
         times: dict[Option, list[float]] = {way: [] for way in ways}
         with torch.inference_mode():
             for way in ways:  # nothing is timed the first time: code and pages are touched
@@ -229,16 +246,15 @@ class Tuner:
         return (time.perf_counter_ns() - start) / 1e6
 
     def _known(self, key: str) -> Tuned | None:
-        entry = self._found.get(key)
+        entry: Any = self._found.get(key)
         if entry is None:
             return None
         try:
             option = entry["option"]
-            assert isinstance(option, dict)
             block = tuple(int(n) for n in option["block"])
             found = Option(str(option["kind"]), (block[0], block[1]), int(option["panel"]), int(option["tile"]))
             return Tuned(found, float(str(entry["dense_ms"])), float(str(entry["ms"])), cached=True)
-        except (AssertionError, KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError):
             return None  # measured again, and written over
 
     def _read(self, path: Path) -> None:
@@ -269,18 +285,6 @@ def default_cache() -> Path:
     """Return the file of tuned layers: ``$XDG_CACHE_HOME/secateur/sparse.json``, or under ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     return Path(base) / "secateur" / "sparse.json"
-
-
-@functools.cache
-def processor() -> str:
-    """Return the processor's model name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "CPU part")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 __all__ = ["LEAST_GAIN", "Option", "Problem", "Tuned", "Tuner", "build", "default_cache", "options"]
