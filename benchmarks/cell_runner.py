@@ -177,11 +177,3 @@ def run_all(
         "protocol": {net: asdict(p) for net, p in protocols.items()},
         "cells": found,
     }
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file that is complete or unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

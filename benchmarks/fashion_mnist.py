@@ -34,8 +34,9 @@ sys.path[:0] = [str(ROOT / "examples" / "fashion_mnist"), str(ROOT / "benchmarks
 
 from data import hold_out, load  # noqa: E402
 
-from cell_runner import add_arguments, limited, run_all, write_json  # noqa: E402
+from cell_runner import add_arguments, limited, run_all  # noqa: E402
 from fashion_mnist_cells import Protocol, Run, run_cell, run_dense  # noqa: E402
+from results_file import write_json  # noqa: E402
 from secateur import SecateurError  # noqa: E402
 
 # For LeNet-5 the held-out images favour a rate of 0.05 by 0.3 points, but some seeds diverge at it.

@@ -28,8 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples" / "fashion_mnist"), str(ROOT / "benchmarks")]
 
-from cell_runner import add_arguments, run_all, write_json  # noqa: E402
+from cell_runner import add_arguments, run_all  # noqa: E402
 from founding_cells import Founding  # noqa: E402
+from results_file import write_json  # noqa: E402
 from secateur import SecateurError  # noqa: E402
 
 RATIOS = (2, 4, 8, 16, 32, 64, 128)

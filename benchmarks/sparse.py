@@ -49,6 +49,7 @@ def measure(result: dict[str, Any], path: Path, args: argparse.Namespace) -> Non
     """Measure what is missing, and keep every row as soon as it is there."""
     import torch
 
+    from results_file import write_json
     from secateur.pipeline.environment import machine
     from secateur.sparse import isa
     from sparse_cells import cells
@@ -69,10 +70,7 @@ def measure(result: dict[str, Any], path: Path, args: argparse.Namespace) -> Non
             "machine": machine() | {"isa": isa()},
             "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         }
-        part = path.with_suffix(".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json(path, result)
         shown = {k: row[k] for k in ("speedup", "ratio", "gmac_per_s", "fastest_dense") if k in row}
         print(f"{key}: {shown} ({result['rows'][key]['seconds']} s)", flush=True)
 

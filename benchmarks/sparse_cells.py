@@ -20,9 +20,9 @@ from secateur.sparse.formats import nbytes
 from secateur.sparse.layers import SparseLayer
 from secateur.sparse.tune import Problem, Tuner, build
 from secateur.types import Pattern
+from sparse_page import SPARSITIES
 from sparse_rivals import in_turn, rivals
 
-SPARSITIES = (0.7, 0.8, 0.9, 0.95)
 L2, DRAM = 16 * 2**20, 512 * 2**20
 """Bytes written between two calls: the weights then come from the last cache, or from memory."""
 
@@ -67,13 +67,19 @@ def method(sparsity: float, block: tuple[int, int] = (1, 1)) -> Method:
     return Method(target=Target("sparsity", sparsity), pattern=pattern, allocate=Layerwise())
 
 
-def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
-    """Measure one layer against every dense engine."""
+def pruned_layer(case: LinearCase, sparsity: float) -> tuple[nn.Linear, Problem]:
+    """Return a pruned layer, and what the tuner is asked about it."""
     torch.manual_seed(0)
     layer = nn.Linear(case.columns, case.rows).eval()
     prune_(layer, method(sparsity, case.block))
     x = torch.randn(case.tokens, case.columns)
-    problem = Problem(layer.weight.detach(), layer.bias.detach(), "none", None, x)
+    return layer, Problem(layer.weight.detach(), layer.bias.detach(), "none", None, x)
+
+
+def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
+    """Measure one layer against every dense engine."""
+    layer, problem = pruned_layer(case, sparsity)
+    x = problem.x
     started = time.perf_counter()
     tuned = Tuner(threads, None).tune(problem)
     seconds = time.perf_counter() - started
@@ -207,11 +213,8 @@ def cells(runs: int) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 def narrower(case: LinearCase, sparsity: float, runs: int) -> Row:
     """Measure the widest instruction set beside the next one, each with what its tuner chose."""
-    torch.manual_seed(0)
-    layer = nn.Linear(case.columns, case.rows).eval()
-    prune_(layer, method(sparsity, case.block))
-    x = torch.randn(case.tokens, case.columns)
-    problem = Problem(layer.weight.detach(), layer.bias.detach(), "none", None, x)
+    _, problem = pruned_layer(case, sparsity)
+    x = problem.x
     before, calls = isa(), {}
     for name in ("x86-64-v4", "x86-64-v3"):
         use_isa(name)

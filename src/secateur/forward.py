@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, WeightError
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        WeightError: Says what came.
+    """
+    if not isinstance(model, nn.Module):
+        raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:

@@ -144,9 +144,7 @@ class WeightMasking:
         if self.budget.currency == "weights":
             kept = total - round(total - kept)
         tensors = {name: p.detach() for name, p in parameters_of(self._model, self.found.weights).items()}
-        for name, value in tensors.items():
-            check_finite(name, value)  # before a loss of NaN says so of a batch
-        stats = self._collect(previous)
+        stats = self._collect(tensors, previous)
         with self._in_the_targets_words():
             masks = make_masks(
                 self.found.weights,
@@ -170,9 +168,12 @@ class WeightMasking:
             check_finite(name, value)
         return values
 
-    def _collect(self, previous: Tensors) -> Stats:
+    def _collect(self, tensors: Tensors, previous: Tensors) -> Stats:
         score, solver = self._method.score, self._method.solver
         needs: frozenset[Need] = frozenset(score.needs) | (frozenset() if solver is None else solver.needs)
+        if needs:  # before a loss of NaN says so of a batch
+            for name, value in tensors.items():
+                check_finite(name, value)
         batches = self._batches
         source = Source(
             self._model,

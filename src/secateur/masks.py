@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.errors import WeightError, nearest
+from secateur.forward import check_module
 from secateur.types import Masks, Tensors
 
 
@@ -32,8 +33,7 @@ def parameters_of(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn
     Raises:
         WeightError: When the model has no parameter of that name, or is none.
     """
-    if not isinstance(model, nn.Module):
-        raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if not isinstance(names, Mapping):
         raise WeightError(f"expected something by name of a parameter, got {type(names).__name__}")
     known = dict(model.named_parameters(remove_duplicate=False))
@@ -218,14 +218,22 @@ class MaskKeeper:
         check_masks(self._model, masks)
         self.masks.clear()
         self.masks.update(masks)
-        self.follow()
+        self._to_weights()
+        self._hook.refresh()
         self.zero(self.masks)
 
     def follow(self) -> None:
-        """Bring every mask to where its weight is: a state may come from another device, and models move."""
-        for name, p in parameters_of(self._model, self.masks).items():
-            self.masks[name] = self.masks[name].to(p.device)
-        self._hook.refresh()
+        """Bring the masks to where their weights are: models move."""
+        if self._to_weights():
+            self._hook.refresh()
+
+    def _to_weights(self) -> bool:
+        """Bring every mask to its weight's device; return whether any was elsewhere, as in another's state."""
+        found = parameters_of(self._model, self.masks)
+        moved = [name for name, p in found.items() if self.masks[name].device != p.device]
+        for name in moved:
+            self.masks[name] = self.masks[name].to(found[name].device)
+        return bool(moved)
 
     def zero(self, masks: Tensors) -> None:
         """Set what the masks remove to zero this once, averaged copies included."""

@@ -22,6 +22,7 @@ from secateur.types import (
     Ablation,
     Allocation,
     Budget,
+    Edge,
     FlooredAllocation,
     GroupScore,
     Masks,
@@ -331,18 +332,14 @@ def _overrun(most: float, kept: float, budget: Budget) -> TargetError:
     )
 
 
-Edge = Literal["", "first", "last"]
-
-
 def edges_of(weights: Mapping[str, Weight]) -> dict[str, Edge]:
     """Return the first convolution and the last layer, in the order in which the model has its weights."""
     out: dict[str, Edge] = {}
-    last = list(weights)[-1:]
     convolutions = [name for name, w in weights.items() if len(w.shape) > 2 and w.kind != "Bilinear"]
-    for name in convolutions[:1]:
-        out[name] = "first"
-    for name in last:
-        out[name] = "last"
+    if convolutions:
+        out[convolutions[0]] = "first"
+    if weights:
+        out[list(weights)[-1]] = "last"
     return out
 
 

@@ -61,12 +61,13 @@ def check_scores(name: str, scores: Tensor) -> Tensor:
     return scores
 
 
-def keep_top_k(scores: Tensor, k: int) -> Tensor:
+def keep_top_k(scores: Tensor, k: int, name: str = "scores") -> Tensor:
     """Keep the ``k`` highest scores; ties lose the lowest index first.
 
     Args:
         scores: Scores of any shape.
         k: Number to keep, 0 <= k <= numel.
+        name: What errors call them.
 
     Returns:
         Bool tensor of the same shape with exactly ``k`` ``True``.
@@ -78,7 +79,7 @@ def keep_top_k(scores: Tensor, k: int) -> Tensor:
         >>> keep_top_k(torch.tensor([3.0, 1.0, 1.0, 2.0]), 3).tolist()
         [True, False, True, True]
     """
-    return keep_global({"scores": scores}, k)["scores"]
+    return keep_global({name: scores}, k)[name]
 
 
 def keep_global(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
 
 from secateur.allocate._apportion import apportion
 from secateur.errors import TargetError
 from secateur.select import cost_of_best, live
-from secateur.types import Units
+from secateur.types import Edge, Units
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class UniformPlus:
         Pruning, 2021.
     """
 
-    def floor(self, units: int, edge: Literal["", "first", "last"]) -> int:
+    def floor(self, units: int, edge: Edge) -> int:
         """Return the fewest of a layer's units that stay, by its place in the network."""
         return {"first": units, "last": -(-units // 5)}.get(edge, 0)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import CheckpointError, RecipeError, WeightError
+from secateur.forward import check_module
 from secateur.types import ActivityPenalty
 
 STATE_VERSION = 1
@@ -41,8 +42,7 @@ class PenalisedActivity:
     def __init__(self, model: nn.Module, penalty: ActivityPenalty) -> None:
         if isinstance(penalty, type) or not isinstance(penalty, ActivityPenalty):
             raise RecipeError(f"expected an ActivityPenalty such as Chauvin(1e-4), got {penalty!r}")
-        if not isinstance(model, nn.Module):
-            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        check_module(model)
         self.penalty = penalty
         self._model = model
         self._names = penalty.modules(model)

@@ -11,7 +11,7 @@ from torch.nn import Module
 from secateur.errors import RecipeError, check_number, check_whole
 from secateur.penalties._units import By, check_units, half_squares, parameters_by, scaled, units_of
 from secateur.penalties._weights import settle
-from secateur.select import keep_global
+from secateur.select import keep_top_k
 from secateur.types import CoupledGroup, Tensors
 
 
@@ -99,7 +99,7 @@ class Growing:
         for some in units_of(self.by, self.groups, weights):
             sizes = some.total({m.name: weights[m.name].abs() for m in some.members})
             stay = some.count - int(self.share * some.count + 1e-9)
-            gone = ~keep_global({some.name: sizes}, stay)[some.name]
+            gone = ~keep_top_k(sizes, stay, some.name)
             state[some.name] = self.strength * gone.to(sizes)
         if self.share > 0 and not any(bool(s.any()) for s in state.values()):
             raise RecipeError(f"growing: share = {self.share} of at most {max(map(len, state.values()))} units is none")

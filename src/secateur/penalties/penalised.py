@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import CheckpointError, MissingStatsError, RecipeError, WeightError
+from secateur.forward import check_module
 from secateur.masks import parameters_of
 from secateur.types import ActivityPenalty, LossPenalty, Penalty
 
@@ -53,8 +54,7 @@ class Penalised:
         if isinstance(penalty, type) or not isinstance(penalty, Penalty):
             raise RecipeError(f"expected a Penalty such as ScaleL1(1e-4), got {penalty!r}")
         self.penalty = penalty
-        if not isinstance(model, nn.Module):
-            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        check_module(model)
         names = dict.fromkeys(penalty.parameters(model))
         self._parameters = {n: p for n, p in parameters_of(model, names).items() if p.requires_grad}
         if not self._parameters:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.metrics import measure_latency
+from secateur.metrics.latency import input_tensors
 
 Call = Callable[..., object]
 
@@ -54,7 +54,7 @@ def engines(
         ("secateur", "pruned, sparse kernels"): load(files["sparse"], models["pruned"], inputs, mapped=False),
     }
     if "onnx" in files:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = input_tensors(args, kwargs)
         others = {"ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}
         for engine, opened in others.items():
             call = opened(files["onnx"], tensors, threads)

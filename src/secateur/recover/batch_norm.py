@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import DataError, SecateurWarning, WeightError
-from secateur.forward import call_model, check_batches, evaluation_mode_of, run_on
+from secateur.forward import call_model, check_batches, check_module, evaluation_mode_of, run_on
 
 # Shapes: N samples, C channels, * positions
 
@@ -212,8 +212,7 @@ def _refuse_infinite(name: str, *values: Tensor) -> None:
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    if not isinstance(model, nn.Module):
-        raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 

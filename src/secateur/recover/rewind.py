@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from secateur._rng import capture_rng, restore_rng
 from secateur.errors import CheckpointError, WeightError, check_whole
+from secateur.forward import check_module
 from secateur.masks import apply_masks_, check_masks, clear_optimizer_state_
 from secateur.types import Tensors
 
@@ -79,8 +80,7 @@ class Rewind:
         scheduler: Stateful | None = None,
         rng: bool = True,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise WeightError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        check_module(model)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise WeightError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if scheduler is not None and not isinstance(scheduler, Stateful):

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import MissingStatsError
 from secateur.forward import attention_fast_path, undisturbed
-from secateur.stats._common import refuse_inference
+from secateur.stats._common import differentiable
 
 # Shapes: N samples, C channels of a layer's input, * positions
 
@@ -172,8 +172,7 @@ def collect_products(
             place after the layer has read it.
     """
     count = 0
-    refuse_inference("the score")
-    with undisturbed(model), attention_fast_path(enabled=False), torch.enable_grad():
+    with differentiable("the score", model, {}):
         for batch in batches:
             samples = batch_size(batch)
             if not samples:

@@ -163,7 +163,7 @@ def fold_duplicates_(
     if not relations:
         return DuplicateReport((), refused)
     values, masks = _folded(model, readings, relations)
-    before = {name: tensor.clone() for name, tensor in _write_(model, values).items()}
+    before = _write_(model, values)
     try:
         report = shrink_(model, masks, seen[0], optimizer=optimizer)
     except BaseException:
@@ -245,18 +245,24 @@ def _that_hold(
     allowed: float,
 ) -> tuple[list[Relation], dict[str, str]]:
     """Return the relations of groups without whose units the outputs stay, and why other groups are left alone."""
-    if not _moved(model, readings, relations, batches, allowed):
+    together = _moved(model, readings, relations, batches, allowed)
+    if not together:
         return relations, {}
+    groups = list(dict.fromkeys(relation.group for relation in relations))
+    if len(groups) == 1:
+        return [], {groups[0]: together}
     refused = {}
-    for group in dict.fromkeys(relation.group for relation in relations):
+    for group in groups:
         why = _moved(model, readings, [r for r in relations if r.group == group], batches, allowed)
         if why:
             refused[group] = why
     rest = [relation for relation in relations if relation.group not in refused]
-    why = _moved(model, readings, rest, batches, allowed) if rest else ""
+    left = [group for group in groups if group not in refused]
+    if len(left) < 2:  # it was tried alone
+        return rest, refused
+    why = _moved(model, readings, rest, batches, allowed) if refused else together
     if why:
-        groups = ", ".join(dict.fromkeys(relation.group for relation in rest))
-        raise GraphError(f"the groups {groups} can each be folded, and not together: {why}")
+        raise GraphError(f"the groups {', '.join(left)} can each be folded, and not together: {why}")
     return rest, refused
 
 

@@ -201,6 +201,4 @@ def _outputs_of(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Tenso
 
 
 def _forward(loss_fn: LossFn | None) -> Callable[[nn.Module, Any, int], Any]:
-    if loss_fn is None:
-        return lambda model, batch, number: call_loss(call_model, model, batch, number)
-    return lambda model, batch, number: call_loss(loss_fn, model, batch, number)
+    return lambda model, batch, number: call_loss(loss_fn or call_model, model, batch, number)

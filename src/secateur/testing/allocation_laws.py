@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.testing._common import random_tensor, require
 from secateur.testing.oracles import select_k
-from secateur.types import Allocation, FlooredAllocation, Units
+from secateur.types import Allocation, Edge, FlooredAllocation, Units
 
 
 def check_allocation(allocation: Allocation) -> None:
@@ -35,7 +34,7 @@ def check_allocation(allocation: Allocation) -> None:
             _check_counts(allocation, units, kept, f"{label}, {kept:g} of {total:g}", exact=unit_costs)
 
 
-_EDGES: dict[str, Literal["", "first", "last"]] = {"fc1": "first", "head": "last"}
+_EDGES: dict[str, Edge] = {"fc1": "first", "head": "last"}
 
 
 def _floor(allocation: Allocation, units: Units) -> int:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from secateur.errors import TargetError, check_number
 from secateur.schedules import Schedule, cubic
-from secateur.select import keep_global
+from secateur.select import keep_top_k
 from secateur.training._tensors import wide
 from secateur.types import Masks, Moment, Tensors, Weight
 
@@ -100,10 +100,10 @@ class Movement:
 
     def _masks(self, at: Moment) -> Masks:
         gone = self.asked(at.step) or 0.0
-        masks: Masks = {}
-        for name, weight in at.layouts.items():
-            masks |= keep_global({name: at.latents[name].detach()}, weight.numel - round(gone * weight.numel))
-        return masks
+        return {
+            name: keep_top_k(at.latents[name].detach(), weight.numel - round(gone * weight.numel), name)
+            for name, weight in at.layouts.items()
+        }
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:
         """Return the masked weights."""

@@ -95,14 +95,15 @@ class SrSte:
         return {}
 
     def _masks(self, at: Moment) -> Masks:
+        pattern = self.pattern
         masks: Masks = {}
         for name, layout in at.layouts.items():
-            scores = self.pattern.reduce(layout, wide(at.weights[name].detach()).abs())
+            scores = pattern.reduce(layout, wide(at.weights[name].detach()).abs())
             try:
-                kept = self.pattern.select(layout, scores, scores.numel() // self.m * self.n)
+                kept = pattern.select(layout, scores, scores.numel() // self.m * self.n)
             except SelectionError as error:
                 raise SelectionError(f"{name}: {error}") from None
-            masks |= self.pattern.expand(layout, kept)
+            masks |= pattern.expand(layout, kept)
         return masks
 
     def weights(self, at: Moment, noise: Generator | None) -> dict[str, Tensor]:

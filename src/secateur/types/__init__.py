@@ -12,7 +12,7 @@ The modules are called after the rooms that keep their contracts (``types/scores
 """
 
 from secateur.types.ablations import Ablation
-from secateur.types.allocate import Allocation, Budget, FlooredAllocation, Units
+from secateur.types.allocate import Allocation, Budget, Edge, FlooredAllocation, Units
 from secateur.types.patterns import Pattern, UnitPattern
 from secateur.types.penalties import ActivityPenalty, CoupledGroup, CoupledSlices, LossPenalty, Penalty
 from secateur.types.reports import GroupReport, LayerReport, PruneReport
@@ -41,6 +41,7 @@ __all__ = [
     "CoupledGroup",
     "CoupledSlices",
     "Dynamics",
+    "Edge",
     "FlooredAllocation",
     "GroupReport",
     "GroupScore",

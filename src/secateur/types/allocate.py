@@ -8,6 +8,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+Edge = Literal["", "first", "last"]
+"""Whether a layer is the first convolution or the last layer of its network."""
+
 
 @dataclass(frozen=True)
 class Units:
@@ -29,7 +32,7 @@ class Units:
     floor: int = 1
     kind: str = ""
     shape: tuple[int, ...] = ()
-    edge: Literal["", "first", "last"] = ""
+    edge: Edge = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,6 @@ class Allocation(Protocol):
 class FlooredAllocation(Allocation, Protocol):
     """An allocation that never takes all of some layers, so that targets out of its reach are refused early."""
 
-    def floor(self, units: int, edge: Literal["", "first", "last"]) -> int:
+    def floor(self, units: int, edge: Edge) -> int:
         """Return the fewest of a layer's units that stay, by the layer's place in the network."""
         ...
