@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from secateur.sparse import compiled as module
 from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
 from secateur.sparse.images import Blocked
 from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
-from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, options
+from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -234,6 +235,24 @@ def test_slower_model_is_given_back_dense(monkeypatch: pytest.MonkeyPatch) -> No
     assert compiled.report.gave_up
     assert not any(isinstance(layer, SparseLayer) for layer in compiled.modules())
     assert torch.equal(answers(compiled, torch.ones(1, 64)), answers(model, torch.ones(1, 64)))
+
+
+def test_dense_model_that_was_given_back_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(models: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+        return {name: SimpleNamespace(median_ms=2.0 if name == "sparse" else 1.0) for name in models}
+
+    monkeypatch.setattr(module, "measure_latency", slower)
+    model, x, path = pruned(Residual()), torch.randn(2, 3, 12, 12), tmp_path / "model.sparse.safetensors"
+    with pytest.warns(SecateurWarning, match="dense one"):
+        compiled = compile(model, x, cache=False)
+    save(compiled, path)
+    assert torch.equal(answers(load(path, Residual(), x), x), answers(model, x))
+
+
+def test_options_that_fall_behind_are_reported_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tuner, "_cold", lambda _, layer, x: 1.0 if isinstance(layer, Dense) else 3.0)
+    problem = Problem(torch.eye(64), None, "none", None, torch.randn(8, 64))
+    assert Tuner(1, None).tune(problem) == Tuned(Option(), 1.0, 3.0)
 
 
 @pytest.mark.usefixtures("sparse_wins")

@@ -15,7 +15,7 @@ from secateur._files import read_tensors, write_tensors
 from secateur.errors import CheckpointError, SparseError
 from secateur.inputs import split_inputs
 from secateur.sparse.compiled import Compiled
-from secateur.sparse.fuse import fuse, replace_, take_in_
+from secateur.sparse.fuse import Fused, fuse, replace_, take_in_
 from secateur.sparse.layers import SparseLayer, layer_of
 from secateur.sparse.library import isa, library
 from secateur.sparse.report import CompileReport
@@ -66,7 +66,9 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
     layers, was_traced, folded = _described(path, metadata)
     args, kwargs = split_inputs(example_inputs)
     with torch.no_grad():
-        fused = fuse(copy.deepcopy(model).eval(), args, kwargs)
+        dense = copy.deepcopy(model).eval()
+        changed = was_traced or folded or layers  # the dense model itself is saved where compiling gained nothing
+        fused = fuse(dense, args, kwargs) if changed else Fused(dense, traced=False)
         if (fused.traced, fused.folded) != (was_traced, folded):
             raise CheckpointError(
                 f"{path}: comes from another architecture: {folded} batch norms were folded there and "

@@ -228,11 +228,13 @@ class Tuner:
                         times[way].append(self._cold(layers[way], problem.x))
                 best = min(median(times[way]) for way in ways)
                 ways = [way for way in ways if way.kind == "dense" or median(times[way]) <= keep * best]
-        sparse = [way for way in ways if way.kind != "dense"]
-        dense_ms = median(times[Option()])
-        fastest = min(sparse, key=lambda way: median(times[way]), default=None)
-        ms = median(times[fastest]) if fastest is not None else math.inf
-        chosen = fastest if fastest is not None and ms * LEAST_GAIN <= dense_ms else Option()
+        left = [way for way in ways if way.kind != "dense"]
+        tried = left or [
+            way for way in times if way.kind != "dense"
+        ]  # those that fell behind at once are only reported
+        fastest = min(tried, key=lambda way: median(times[way]))
+        dense_ms, ms = median(times[Option()]), median(times[fastest])
+        chosen = fastest if left and ms * LEAST_GAIN <= dense_ms else Option()
         tuned = Tuned(chosen, dense_ms, ms)
         self._found[key] = asdict(tuned) | {"option": asdict(chosen)}
         self._dirty = True
