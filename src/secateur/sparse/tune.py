@@ -229,9 +229,8 @@ class Tuner:
                 best = min(median(times[way]) for way in ways)
                 ways = [way for way in ways if way.kind == "dense" or median(times[way]) <= keep * best]
         left = [way for way in ways if way.kind != "dense"]
-        tried = left or [
-            way for way in times if way.kind != "dense"
-        ]  # those that fell behind at once are only reported
+        # What fell behind at once is only reported.
+        tried = left or [way for way in times if way.kind != "dense"]
         fastest = min(tried, key=lambda way: median(times[way]))
         dense_ms, ms = median(times[Option()]), median(times[fastest])
         chosen = fastest if left and ms * LEAST_GAIN <= dense_ms else Option()
