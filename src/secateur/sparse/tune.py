@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from secateur._files import write_atomic
 from secateur.errors import SecateurWarning
-from secateur.sparse.formats import Bitmask, Panelled, as_matrix
-from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLinear
-from secateur.sparse.library import isa
+from secateur.sparse.arrays import as_matrix
+from secateur.sparse.fallback import AFTERWARDS, LEAST_SPARSITY, Csr
+from secateur.sparse.formats import Bitmask, Panelled
+from secateur.sparse.layers import SparseConv2d, SparseLinear
+from secateur.sparse.library import engine, reason
 from secateur.sparse.ops import Convolution
 
 VERSION = 1
@@ -41,7 +43,7 @@ class Option:
     """One way to run a layer.
 
     Attributes:
-        kind: ``"dense"``, ``"panelled"`` or ``"bitmask"``.
+        kind: ``"dense"``, ``"panelled"``, ``"bitmask"`` or, where the kernels are missing, ``"csr"``.
         block: Rows and columns of a block.
         panel: Columns of a panel.
         tile: Positions at a time.
@@ -117,7 +119,8 @@ class Problem:
 
     def key(self, threads: int) -> str:
         """What the choice depends on, in words."""
-        what = [isa(), threads, tuple(self.weight.shape), tuple(self.x.shape), f"{self.density:.2f}", self.activation]
+        shapes = [tuple(self.weight.shape), tuple(self.x.shape)]
+        what: list[object] = [engine(), threads, *shapes, f"{self.density:.2f}", self.activation]
         if self.convolution is not None:
             what.append(self.convolution.flat())
         what.append([f"{self.fill(block):.1f}" for block in ((4, 1), (1, 4))])
@@ -131,6 +134,8 @@ def build(problem: Problem, option: Option) -> nn.Module:
         return Dense(p)
     if option.kind == "bitmask":
         return SparseLinear(Bitmask.pack(p.weight), p.bias, activation=p.activation)
+    if option.kind == "csr":
+        return SparseLinear(Csr.pack(p.weight), p.bias, activation=p.activation)
     weight = Panelled.pack(p.weight, block=option.block, panel=option.panel)
     if p.convolution is None:
         return SparseLinear(weight, p.bias, activation=p.activation, tile=option.tile)
@@ -159,6 +164,10 @@ class Dense(nn.Module):
 
 def options(problem: Problem) -> Iterator[Option]:
     """Yield the sparse ways that are worth a measurement."""
+    if reason():
+        if problem.convolution is None and 1 - problem.density >= LEAST_SPARSITY:
+            yield Option("csr")
+        return
     columns = problem.weight.numel() // max(problem.weight.shape[0], 1)
     blocks = [(1, 1), *(b for b in ((4, 1), (1, 4)) if problem.density and problem.fill(b) >= FILL)]
     if problem.convolution is None and problem.positions == 1:
