@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.sparse import Bitmask, Convolution, Panelled
+from secateur.sparse import Bitmask, Convolution, Csr, Panelled
+from secateur.sparse.formats import Weight
 from secateur.sparse.library import ACTIVATIONS
 
 TOLERANCE = 1e-5
@@ -76,13 +77,13 @@ def linear_sizes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tenso
     return dense_linear(x.abs(), weight.abs(), *terms, "none")
 
 
-def pack(kind: str, weight: Tensor, block: tuple[int, int], panel: int, parts: int) -> Panelled | Bitmask:
-    if kind == "bitmask":
-        return Bitmask.pack(weight)
+def pack(kind: str, weight: Tensor, block: tuple[int, int], panel: int, parts: int) -> Weight:
+    if kind != "panelled":
+        return (Bitmask if kind == "bitmask" else Csr).pack(weight)
     return Panelled.pack(weight, block=block, panel=panel * block[1], parts=parts)
 
 
-kinds = st.sampled_from(["panelled", "bitmask"])
+kinds = st.sampled_from(["panelled", "bitmask", "csr"])
 blocks = st.sampled_from(BLOCKS)
 panels = st.sampled_from([1, 4, 32, 128, 256, 300])
 parts = st.sampled_from([1, 2, 4, 9])

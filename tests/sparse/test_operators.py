@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dense_products import dense_conv2d, dense_linear, numbers, sparse
 from secateur.errors import SparseError
-from secateur.sparse import Bitmask, Convolution, Panelled, SparseConv2d, SparseLinear, linear, reason
+from secateur.sparse import Bitmask, Convolution, Csr, Panelled, SparseConv2d, SparseLinear, linear, reason
 from secateur.sparse import operators as module
+from secateur.sparse.formats import Weight
 from secateur.sparse.images import Blocked
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
@@ -23,15 +24,15 @@ WEIGHT, BIAS = sparse(8, 12, 0.4, 1), numbers(8)
 HOW = Convolution((2, 2), (2, 1), (1, 0, 0, 1))
 
 
-def arrays_of(packed: Panelled | Bitmask) -> tuple[list[Tensor], list[int]]:
+def arrays_of(packed: Weight) -> tuple[list[Tensor], list[int]]:
     return list(packed.tensors().values()), list(packed.header().values())
 
 
 @pytest.mark.parametrize("feature_major", [False, True])
-@pytest.mark.parametrize("form", [Panelled, Bitmask])
+@pytest.mark.parametrize("form", [Panelled, Bitmask, Csr])
 @pytest.mark.parametrize("shape", [(5, 12), (12,), (2, 3, 12), (1, 12), (0, 12)])
 def test_linear_is_a_sound_operator(
-    form: type[Panelled | Bitmask], shape: tuple[int, ...], feature_major: bool
+    form: type[Panelled | Bitmask | Csr], shape: tuple[int, ...], feature_major: bool
 ) -> None:
     arrays, header = arrays_of(form.pack(WEIGHT))
     x, residual = numbers(*shape), numbers(*shape[:-1], 8, seed=1)
@@ -42,10 +43,11 @@ def test_linear_is_a_sound_operator(
         torch.testing.assert_close(got.double(), dense_linear(x, WEIGHT, bias, added, activation), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [Panelled, Csr])
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("blocked_in", [False, True])
-def test_conv2d_is_a_sound_operator(blocked_in: bool, blocked: bool) -> None:
-    arrays, header = arrays_of(Panelled.pack(WEIGHT))
+def test_conv2d_is_a_sound_operator(form: type[Panelled | Csr], blocked_in: bool, blocked: bool) -> None:
+    arrays, header = arrays_of(form.pack(WEIGHT))
     images = numbers(2, 3, 9, 11)
     height, width = HOW.output(9, 11)
     added = numbers(2, 8, height, width, seed=1)

@@ -1,6 +1,7 @@
 """Sparse weights that are really faster on a CPU: kernels, formats, a tuner, and compiled models."""
 
 from secateur.sparse.compiled import Compiled, compile
+from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import Bitmask, Panelled, nbytes
 from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseConv2d, SparseLinear
@@ -12,6 +13,7 @@ __all__ = [
     "Bitmask",
     "Compiled",
     "Convolution",
+    "Csr",
     "Panelled",
     "SparseConv2d",
     "SparseLinear",

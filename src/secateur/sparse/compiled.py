@@ -29,7 +29,7 @@ from secateur.sparse.fuse import (
 )
 from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseLayer
-from secateur.sparse.library import isa, library
+from secateur.sparse.library import engine
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
 
@@ -93,6 +93,9 @@ def compile(  # as torch.compile
     residual sum) is taken into the same call where the kernels know it. Layers that gain nothing stay dense. Then the
     whole is compared with the dense model: its answers, and its time.
 
+    Where the kernels are not installed, linear layers with at least 70 % zeros are tried with torch's own sparse
+    matrices, and a warning says so.
+
     Args:
         model: A model whose pruned weights are zero, in float32 on the CPU; it is left as it is.
         example_inputs: What one forward takes, of the sizes that matter: a tensor, a tuple, a dict, or
@@ -106,8 +109,7 @@ def compile(  # as torch.compile
         The compiled model; ``print(compiled.report)`` shows what was chosen.
 
     Raises:
-        SparseError: When the kernels are not installed, the model is not in float32 on the CPU, or its answers change
-            by more than rounding.
+        SparseError: When the model is not in float32 on the CPU, or its answers change by more than rounding.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
@@ -118,7 +120,6 @@ def compile(  # as torch.compile
         >>> torch.allclose(compiled(x), model(x), atol=1e-5)
         True
     """
-    library()
     args, kwargs = split_inputs(example_inputs)
     dense = copy.deepcopy(model).eval()
     _check_model(dense)
@@ -139,7 +140,9 @@ def compile(  # as torch.compile
         keep_blocked_(fused.model)
         keep_feature_major_(fused.model, args, kwargs)
         rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()]
-        report = CompileReport(rows, threads, isa(), fused.traced, fused.folded, left=_left(fused.model, set(layers)))
+        report = CompileReport(
+            rows, threads, engine(), fused.traced, fused.folded, left=_left(fused.model, set(layers))
+        )
         compiled = Compiled(fused.model, report, fused)
         report.difference = _difference(expected, compiled(*args, **kwargs))
         if not report.difference <= LARGEST_DIFFERENCE:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,90 +11,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from secateur.errors import SparseError, WeightError, check_whole
+from secateur.errors import SparseError, check_whole
+from secateur.sparse.arrays import Packed, aligned, as_matrix, check_arrays, check_numbers
+from secateur.sparse.fallback import Csr
 from secateur.sparse.library import BitmaskStruct, PanelledStruct, check, library
 
 BLOCKS = ((1, 1), (4, 1), (1, 4))
 SLACK = 8  # SECATEUR_SLACK
 BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
 WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
-MOST = 2**40  # rows, columns, weights, blocks: as the library has it
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """Return a dense weight as a contiguous float32 matrix on the CPU, one row per output.
-
-    Raises:
-        WeightError: When it has another dtype, device or layout, or fewer than two dimensions.
-    """
-    if weight.layout != torch.strided or weight.device.type != "cpu" or weight.dtype != torch.float32:
-        raise WeightError(
-            f"sparse kernels take dense float32 weights on the CPU, got {weight.dtype} on {weight.device} with layout "
-            f"{weight.layout}; convert with weight.detach().float().cpu()"
-        )
-    if weight.dim() < 2:
-        raise WeightError(f"a sparse weight has at least two dimensions, got shape {tuple(weight.shape)}")
-    columns = 1
-    for size in weight.shape[1:]:
-        columns *= size
-    return weight.detach().resolve_neg().reshape(weight.shape[0], columns).contiguous()
-
-
-def _checked(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
-    for name in dtypes:
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise SparseError(f"a {kind} weight needs the arrays {', '.join(dtypes)}; {name!r} is missing")
-        fits = tensor.dtype == dtypes[name] and tensor.dim() == 1 and tensor.device.type == "cpu"
-        if not (fits and tensor.layout == torch.strided and tensor.is_contiguous()):
-            raise SparseError(
-                f"{name!r} of a {kind} weight must be a contiguous one-dimensional {dtypes[name]} tensor on the CPU, "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-            )
-
-
-def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """Return how often tensors were changed in place; nothing where inference mode does not count."""
-    try:
-        return tuple([tensor._version for tensor in tensors])
-    except RuntimeError:
-        return ()
-
-
-class _Packed:
-    """What both formats share. Copies and pickles leave out what points into memory."""
-
-    DTYPES: ClassVar[dict[str, torch.dtype]]
-    NUMBERS: ClassVar[tuple[str, ...]]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its arrays, by name."""
-        return {name: getattr(self, name) for name in self.DTYPES}
-
-    def header(self) -> dict[str, int]:
-        """Its numbers, by name."""
-        return {name: getattr(self, name) for name in self.NUMBERS}
-
-    @cached_property
-    def versions(self) -> tuple[int, ...]:
-        """Of its arrays, when they were written or checked."""
-        return versions_of(self.tensors().values())
-
-    def holds(self, tensors: Iterable[Tensor | None]) -> bool:
-        """Whether these are its arrays, as they were when their indices were checked."""
-        ours = [self.__dict__[name] for name in self.DTYPES]
-        same = all(map(operator.is_, ours, tensors))
-        return same and self.__dict__.get("versions") == versions_of(ours)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("struct", "versions")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
 
 @dataclass(frozen=True, eq=False)
-class Panelled(_Packed):
+class Panelled(Packed):
     """Compressed rows, cut into panels of columns.
 
     The activations of one panel stay in the first-level cache while all rows pass over them. Within a panel rows are
@@ -195,13 +123,13 @@ class Panelled(_Packed):
         Raises:
             SparseError: When an array is missing or of another kind, or contents do not fit each other.
         """
-        numbers = _numbers(cls.kind, cls.NUMBERS, header)
+        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
         height, width, panel = numbers["block_rows"], numbers["block_columns"], numbers["panel"]
         if (height, width) not in BLOCKS or panel < 1 or panel % width:
             raise SparseError(f"a panelled weight with blocks of {height}x{width} in panels of {panel} cannot be")
         dtypes = cls.DTYPES | {"indices": _index_dtype(panel, width)}
-        _checked(cls.kind, tensors, dtypes)
-        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in dtypes}}
+        check_arrays(cls.kind, tensors, dtypes)
+        fields: dict[str, Any] = {**numbers, **{name: aligned(tensors[name]) for name in dtypes}}
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_panelled_check(packed.struct, *sizes), "reading a panelled weight")
@@ -232,7 +160,7 @@ class Panelled(_Packed):
 
 
 @dataclass(frozen=True, eq=False)
-class Bitmask(_Packed):
+class Bitmask(Packed):
     """One bit per weight, and the weights that are not zero, row after row.
 
     Bytes: ``1/8 + 4 d`` per weight of the matrix at density d, in words of 64 columns: less than any index up to about
@@ -291,9 +219,9 @@ class Bitmask(_Packed):
         Raises:
             SparseError: When an array is missing or of another kind, or contents do not fit each other.
         """
-        numbers = _numbers(cls.kind, cls.NUMBERS, header)
-        _checked(cls.kind, tensors, cls.DTYPES)
-        fields: dict[str, Any] = {**numbers, **{name: _aligned(tensors[name]) for name in cls.DTYPES}}
+        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
+        check_arrays(cls.kind, tensors, cls.DTYPES)
+        fields: dict[str, Any] = {**numbers, **{name: aligned(tensors[name]) for name in cls.DTYPES}}
         packed = cls(**fields)
         sizes = (tensor.numel() for tensor in packed.tensors().values())
         check(library().secateur_bitmask_check(packed.struct, *sizes), "reading a bitmask weight")
@@ -313,29 +241,17 @@ class Bitmask(_Packed):
         return dense
 
 
-def nbytes(weight: Panelled | Bitmask) -> int:
+Weight = Panelled | Bitmask | Csr
+"""A packed weight of any format."""
+
+
+def nbytes(weight: Weight) -> int:
     """Return the bytes of all arrays of a packed matrix."""
     return sum(t.numel() * t.element_size() for t in weight.tensors().values())
 
 
-FORMATS: dict[str, type[Panelled] | type[Bitmask]] = {f.kind: f for f in (Panelled, Bitmask)}
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+FORMATS: dict[str, type[Panelled] | type[Bitmask] | type[Csr]] = {f.kind: f for f in (Panelled, Bitmask, Csr)}
 
 
 def _index_dtype(panel: int, block_columns: int) -> torch.dtype:
     return torch.uint8 if panel // block_columns <= 256 else torch.uint16
-
-
-def _numbers(kind: str, names: tuple[str, ...], header: Mapping[str, Any]) -> dict[str, int]:
-    missing = [name for name in names if name not in header]
-    if missing:
-        raise SparseError(f"a {kind} weight needs the numbers {', '.join(names)}; {missing[0]!r} is missing")
-    for name in names:
-        check_whole(f"a {kind} weight: {name}", header[name], least=0, error=SparseError)
-        most = MOST if name in ("rows", "columns", "blocks", "run_count", "count") else 2**31 - 1
-        if header[name] > most:  # it would be cut off on its way into the library
-            raise SparseError(f"a {kind} weight: {name} is {header[name]}, and cannot be more than {most}")
-    return {name: int(header[name]) for name in names}

@@ -20,7 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLayer, SparseLinear
+from secateur.sparse.fallback import AFTERWARDS
+from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
 
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
-from secateur.sparse.formats import FORMATS, Bitmask, Panelled, nbytes
+from secateur.sparse.fallback import Csr
+from secateur.sparse.formats import FORMATS, Bitmask, Panelled, Weight, nbytes
 from secateur.sparse.images import Blocked, Convolution
 from secateur.sparse.library import ACTIVATIONS
 from secateur.sparse.operators import conv2d_operator
-
-AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "relu6": F.relu6,
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
-"""What the kernels' activations are in torch."""
 
 
 class SparseLayer(nn.Module):
@@ -42,9 +31,7 @@ class SparseLayer(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(
-        self, weight: Panelled | Bitmask, bias: Tensor | None = None, *, activation: str = "none", tile: int = 0
-    ) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None = None, *, activation: str = "none", tile: int = 0) -> None:
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
         self.kind = weight.kind
@@ -54,11 +41,11 @@ class SparseLayer(nn.Module):
         for name, tensor in weight.tensors().items():
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self._known: Panelled | Bitmask | None = weight
+        self._known: Weight | None = weight
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @property
-    def packed(self) -> Panelled | Bitmask:
+    def packed(self) -> Weight:
         """The packed weight, its indices checked.
 
         Raises:
@@ -115,7 +102,7 @@ class SparseLinear(SparseLayer):
 
     def __init__(
         self,
-        weight: Panelled | Bitmask,
+        weight: Weight,
         bias: Tensor | None = None,
         *,
         activation: str = "none",
@@ -152,7 +139,7 @@ class SparseConv2d(SparseLayer):
 
     def __init__(
         self,
-        weight: Panelled,
+        weight: Panelled | Csr,
         convolution: Convolution,
         bias: Tensor | None = None,
         *,
@@ -176,8 +163,8 @@ class SparseConv2d(SparseLayer):
                 x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
             )
         weight = self.packed
-        if not isinstance(weight, Panelled):
-            raise SparseError(f"a convolution needs a panelled weight, not a {weight.kind} one")
+        if isinstance(weight, Bitmask):
+            raise SparseError(f"a convolution needs a panelled or csr weight, not a {weight.kind} one")
         return ops.conv2d(
             x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
         )
@@ -218,8 +205,8 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
     flat = settings.get("convolution")
     if not isinstance(flat, list) or len(flat) != 10 or not all(type(n) is int and 0 <= n < 2**31 for n in flat):
         raise SparseError(f"a sparse convolution is described by ten whole numbers, got {flat!r}")
-    if not isinstance(weight, Panelled) or min(flat[:4] + flat[8:]) < 1:
-        raise SparseError(f"a sparse convolution needs a panelled weight, and sizes of at least 1, got {flat!r}")
+    if isinstance(weight, Bitmask) or min(flat[:4] + flat[8:]) < 1:
+        raise SparseError(f"a sparse convolution needs a panelled or csr weight, and sizes of at least 1, got {flat!r}")
     if weight.columns % (flat[0] * flat[1]):
         raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
     blocked = settings.get("blocked", False) is True

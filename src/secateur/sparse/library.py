@@ -198,6 +198,11 @@ def isa() -> str:
     return str(library().secateur_isa().decode())
 
 
+def engine() -> str:
+    """Return the instruction set in use, or ``torch`` where the kernels are missing."""
+    return "torch" if reason() else isa()
+
+
 def use_isa(name: str) -> None:
     """Use another instruction set from now on, in the whole process; for tests and measurements.
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SparseError
-from secateur.sparse.formats import FORMATS, Bitmask, versions_of
+from secateur.sparse.arrays import versions_of
+from secateur.sparse.formats import FORMATS, Bitmask
 from secateur.sparse.images import Blocked, Convolution, shape_of, size_of
 from secateur.sparse.ops import conv2d, linear, spread
 
@@ -107,7 +108,7 @@ def _fake_linear(
     feature_major: bool,
 ) -> Tensor:
     shape = (*x.shape[:-1], header[0])
-    if not feature_major or len(arrays) == len(Bitmask.DTYPES):
+    if not feature_major or len(header) == len(Bitmask.NUMBERS):
         return x.new_empty(shape)
     count = math.prod(x.shape[:-1])
     return spread(x.new_empty(header[0], count).t(), x.shape[:-1])

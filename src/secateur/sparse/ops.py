@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SparseError, check_choice
-from secateur.sparse.formats import Bitmask, Panelled
+from secateur.sparse import fallback
+from secateur.sparse.fallback import Csr
+from secateur.sparse.formats import Bitmask, Panelled, Weight
 from secateur.sparse.images import IMAGE_BLOCK, Blocked, Convolution, shape_of, size_of
 from secateur.sparse.library import (
     ACTIVATIONS,
@@ -24,7 +26,7 @@ from secateur.sparse.library import (
 
 def linear(
     x: Tensor,
-    weight: Panelled | Bitmask,
+    weight: Weight,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str = "none",
@@ -38,7 +40,8 @@ def linear(
     Vectors may lie one after the other, or side by side with their features a step apart (the transpose of a contiguous
     matrix): the second is the kernels' own layout, and torch's elementwise operators keep it.
 
-    A ``Bitmask`` takes one vector after the other; a ``Panelled`` weight takes all at once.
+    A ``Bitmask`` takes one vector after the other; a ``Panelled`` weight takes all at once. A ``Csr`` weight is
+    multiplied by torch: it needs no kernels, knows no tile, and runs on as many threads as torch does.
 
     Args:
         x: Float32 ``[..., columns]`` on the CPU.
@@ -70,7 +73,11 @@ def linear(
     plan = _plan(tile, threads)
     vectors = _matrix(x.resolve_neg(), count)
     bias = None if bias is None else bias.contiguous()
-    feature_major = feature_major and count > 1 and isinstance(weight, Panelled)
+    feature_major = feature_major and count > 1 and not isinstance(weight, Bitmask)
+    if isinstance(weight, Csr):
+        flat = None if residual is None else residual.reshape(count, weight.rows).t()
+        product = fallback.product(weight, vectors.t(), bias, flat, activation).t()
+        return spread(product if feature_major else product.contiguous(), shape[:-1])
     out = torch.empty(weight.rows, count).t() if feature_major else torch.empty(count, weight.rows)
     added = None if residual is None else _matrix_like(residual.reshape(count, weight.rows), out)
     struct, kernels = weight.struct, library()
@@ -97,7 +104,7 @@ def linear(
 
 def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     x: Tensor | Blocked,
-    weight: Panelled,
+    weight: Panelled | Csr,
     convolution: Convolution,
     bias: Tensor | None = None,
     residual: Tensor | Blocked | None = None,
@@ -114,7 +121,8 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
 
     Args:
         x: Float32 ``[batch, channels, height, width]`` on the CPU, or images in blocks.
-        weight: Packed from ``[outputs, channels, kernel height, kernel width]``; groups are not known to it.
+        weight: Packed from ``[outputs, channels, kernel height, kernel width]``; groups are not known to it. A ``Csr``
+            weight is multiplied by torch, with unfolded images.
         convolution: Kernel, stride, padding, dilation.
         bias: Float32 ``[outputs]``.
         residual: Shaped as the output, in either layout; added before the activation.
@@ -154,8 +162,14 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         if added.shape != out.shape:
             raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
     _check_all(data, weight.rows, bias, added, activation)
-    images = data.resolve_neg().contiguous()
     bias = None if bias is None else bias.contiguous()
+    if isinstance(weight, Csr):
+        _plan(tile, threads)
+        plain = x.images() if isinstance(x, Blocked) else data
+        shaped = Blocked(added, out_height, out_width).images() if added is not None and blocked else added
+        result = fallback.convolve(weight, plain, convolution, bias, shaped, activation)
+        return Blocked.of(result) if blocked else result
+    images = data.resolve_neg().contiguous()
     blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
     status = library().secateur_conv2d(
         weight.struct,

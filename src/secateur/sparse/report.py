@@ -45,7 +45,7 @@ class CompileReport:
     Attributes:
         layers: In the model's order.
         threads: That everything was measured with.
-        isa: Instruction set of the kernels.
+        isa: Instruction set of the kernels, or ``torch`` where they are missing.
         traced: Whether the model's graph could be traced, so that residual sums were taken in too.
         folded: Batch norms that were folded into weights.
         difference: Of the answers, relative to the largest.

@@ -17,7 +17,7 @@ from secateur.inputs import split_inputs
 from secateur.sparse.compiled import Compiled
 from secateur.sparse.fuse import Fused, fuse, replace_, take_in_
 from secateur.sparse.layers import SparseLayer, layer_of
-from secateur.sparse.library import isa, library
+from secateur.sparse.library import engine
 from secateur.sparse.report import CompileReport
 
 KIND = "sparse"
@@ -59,9 +59,8 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
 
     Raises:
         CheckpointError: When the file is missing, damaged, hostile, or of another architecture.
-        SparseError: When the kernels are not installed, or a packed weight is damaged.
+        SparseError: When a packed weight is damaged, or one needs the kernels and they are not installed.
     """
-    library()
     tensors, metadata = read_tensors(path, KIND, mapped=mapped)
     layers, was_traced, folded = _described(path, metadata)
     args, kwargs = split_inputs(example_inputs)
@@ -91,7 +90,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
                 )
             replace_(fused.model, name, layer)
         _fill(path, fused.model, tensors)
-    report = CompileReport([], torch.get_num_threads(), isa(), fused.traced, fused.folded)
+    report = CompileReport([], torch.get_num_threads(), engine(), fused.traced, fused.folded)
     return Compiled(fused.model, report, fused)
 
 

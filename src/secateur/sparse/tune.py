@@ -21,10 +21,12 @@ from torch.nn import functional as F
 from secateur._cpu import cpu_name
 from secateur._files import write_atomic
 from secateur.errors import SecateurWarning
-from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, as_matrix
+from secateur.sparse.arrays import as_matrix
+from secateur.sparse.fallback import AFTERWARDS, LEAST_SPARSITY, Csr
+from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, Weight
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import AFTERWARDS, SparseConv2d, SparseLinear
-from secateur.sparse.library import isa
+from secateur.sparse.layers import SparseConv2d, SparseLinear
+from secateur.sparse.library import engine, reason
 
 VERSION = 1
 LEAST_GAIN = 1.05
@@ -42,7 +44,7 @@ class Option:
     """One way to run a layer.
 
     Attributes:
-        kind: ``"dense"``, ``"panelled"`` or ``"bitmask"``.
+        kind: ``"dense"``, ``"panelled"``, ``"bitmask"`` or, where the kernels are missing, ``"csr"``.
         block: Rows and columns of a block.
         panel: Columns of a panel.
         tile: Positions at a time.
@@ -122,7 +124,8 @@ class Problem:
 
     def key(self, threads: int) -> str:
         """What the choice depends on, in words."""
-        what = [isa(), threads, tuple(self.weight.shape), tuple(self.x.shape), f"{self.density:.2f}", self.activation]
+        shapes = [tuple(self.weight.shape), tuple(self.x.shape)]
+        what: list[object] = [engine(), threads, *shapes, f"{self.density:.2f}", self.activation]
         if self.convolution is not None:
             what.append(self.convolution.flat())
         what.append([f"{fill:.1f}" for fill in self.fills.values()])
@@ -134,21 +137,21 @@ def build(problem: Problem, option: Option) -> nn.Module:
     return _layer(problem, option, _pack(problem, option))
 
 
-def _pack(problem: Problem, option: Option) -> Panelled | Bitmask | None:
+def _pack(problem: Problem, option: Option) -> Weight | None:
     if option.kind == "dense":
         return None
     if option.kind == "bitmask":
         return Bitmask.pack(problem.weight)
+    if option.kind == "csr":
+        return Csr.pack(problem.weight)
     return Panelled.pack(problem.weight, block=option.block, panel=option.panel)
 
 
-def _layer(problem: Problem, option: Option, weight: Panelled | Bitmask | None) -> nn.Module:
+def _layer(problem: Problem, option: Option, weight: Weight | None) -> nn.Module:
     p = problem
     if weight is None:
         return Dense(p)
-    if isinstance(weight, Bitmask):
-        return SparseLinear(weight, p.bias, activation=p.activation)
-    if p.convolution is None:
+    if p.convolution is None or isinstance(weight, Bitmask):
         return SparseLinear(weight, p.bias, activation=p.activation, tile=option.tile)
     return SparseConv2d(weight, p.convolution, p.bias, activation=p.activation, tile=option.tile)
 
@@ -175,6 +178,10 @@ class Dense(nn.Module):
 
 def options(problem: Problem) -> Iterator[Option]:
     """Yield the sparse ways that are worth a measurement."""
+    if reason():
+        if problem.convolution is None and 1 - problem.density >= LEAST_SPARSITY:
+            yield Option("csr")
+        return
     columns = problem.weight.numel() // max(problem.weight.shape[0], 1)
     blocks = [(1, 1), *(block for block, fill in problem.fills.items() if problem.density and fill >= FILL)]
     if problem.convolution is None and problem.positions == 1:
