@@ -44,11 +44,12 @@ enum secateur_activation {
 /* Compressed rows, cut into panels of columns so that the activations of one panel stay in the first-level cache.
  *
  * Rows are taken in groups of `block_rows`, columns in groups of `block_columns`; a block is stored whole when any of
- * its weights is not zero. Row groups are split into `parts` of equal size, which threads can work on apart. Within one
- * part and one panel they are sorted by their number of blocks, most first; `runs` has one pair (blocks in each group,
- * groups) for every such number, and `order` names the groups, counted from the part's first. `indices` says where a
- * block begins, in blocks of columns from its panel's first; one byte each where a panel has at most 256 blocks of
- * columns, else two. `values` has block_rows * block_columns weights for every block, row after row.
+ * its weights is not zero. Row groups are split into `parts` of equal size: one after the other passes over all panels,
+ * and threads work on them apart. Within one part and one panel they are sorted by their number of blocks, most first;
+ * `runs` has one pair (blocks in each group, groups) for every such number, and `order` names the groups, counted from
+ * the part's first. `indices` says where a block begins, in blocks of columns from its panel's first; one byte each
+ * where a panel has at most 256 blocks of columns, else two. `values` has block_rows * block_columns weights for every
+ * block, row after row.
  *
  * `starts` has three entries for each pair (part, panel), parts first, and three at the end: the first run, the first
  * group in `order`, the first block. `indices` has SECATEUR_SLACK entries more than there are blocks.

@@ -1,4 +1,4 @@
-// Convolution as a product: the image is laid out once so that every tap of the kernel is a shift of whole rows.
+// Convolution as a product: for every tile of output pixels, what each tap of the kernel sees is laid out in rows.
 #pragma once
 
 #include "spmm.h"
@@ -6,138 +6,293 @@
 namespace secateur {
 namespace {
 
-// A padded image, split by stride into phases: plane (a, b) of a channel has the pixels whose padded row is a and whose
-// padded column is b, modulo the strides. All taps of one output row are then contiguous in some plane, `period` floats
-// per row, and an output position is a shift. Columns of the output from its width to the period are computed and
-// thrown away. Where rows are not subsampled, the padding right of a row is that left of the next one. Phases that no
-// tap of the kernel meets are left out: a kernel of one tap with a stride of two needs a quarter of the image.
-struct Planes {
-  explicit Planes(const secateur_convolution& s)
+inline int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+inline int64_t floor_modulo(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
+
+// Where the taps of a kernel find their pixels. Output positions count `period` to a row, at least as many as there are
+// pixels in it; what is computed in between is thrown away. Input pixels that lie a stride apart form a phase, laid out
+// with the same period: what a tap sees from consecutive positions is then consecutive in its phase, but for columns
+// beside the image, which a mask removes.
+struct Geometry {
+  Geometry(const secateur_convolution& s, int64_t tile)
       : shape(s),
         reach_height(int64_t{s.kernel_height - 1} * s.dilation_height),
         reach_width(int64_t{s.kernel_width - 1} * s.dilation_width),
         height((s.height + s.pad_top + s.pad_bottom - reach_height - 1) / s.stride_height + 1),
-        width((s.width + s.pad_left + s.pad_right - reach_width - 1) / s.stride_width + 1) {
-    const int64_t share = s.stride_width == 1 ? least(least(s.pad_left, s.pad_right), reach_width) : 0;
-    period = width + reach_width / s.stride_width - share;
-    rows = height + reach_height / s.stride_height;
-    slack = kWidestTile + reach_width / s.stride_width;
-    plane = rows * period + share + slack;
-    phase_columns = least(s.stride_width, reach_width + 1);
-    phases = least(s.stride_height, reach_height + 1) * phase_columns;
-    taps = int64_t{s.kernel_height} * s.kernel_width;
-    int64_t* table = reinterpret_cast<int64_t*>(scratch(kShifts).at_least(2 * taps));
-    for (int64_t tap = 0; tap < taps; ++tap) table[tap] = shift_of(tap);
-    shifts = table;
+        width((s.width + s.pad_left + s.pad_right - reach_width - 1) / s.stride_width + 1),
+        period(most(width, divide_up(s.width, s.stride_width))),
+        pixels(s.height * s.width),
+        linear(s.stride_height == 1 && s.stride_width == 1 && period == s.width),
+        spanned((tile + period - 2) / period + 1),
+        first_row(floor_divide(-int64_t{s.pad_top}, s.stride_height)),
+        rows(spanned + floor_divide(reach_height - s.pad_top, s.stride_height) - first_row),
+        phase_size(rows * period + 2 * kWidth),
+        taps(int64_t{s.kernel_height} * s.kernel_width),
+        mask_length(period + kWidestTile) {
+    const int64_t numbers = taps + s.kernel_height + s.kernel_width;
+    int64_t* shift = reinterpret_cast<int64_t*>(scratch(kTaps).at_least(2 * numbers + s.kernel_width * mask_length));
+    int32_t* mask = reinterpret_cast<int32_t*>(shift + numbers);
+    row_phases = {shift + taps, 0}, column_phases = {shift + taps + s.kernel_height, 0};
+    for (int64_t k = 0; k < s.kernel_height; ++k) row_phases.add(floor_modulo(row_of(k), s.stride_height));
+    for (int64_t k = 0; k < s.kernel_width; ++k) column_phases.add(floor_modulo(column_of(k), s.stride_width));
+    shifts = shift;
+    masks = mask;
+    for (int64_t tap = 0; tap < taps; ++tap) *shift++ = shift_of(tap);
+    for (int64_t k = 0; k < s.kernel_width; ++k)
+      for (int64_t i = 0; i < mask_length; ++i) {
+        const int64_t column = i % period * s.stride_width + column_of(k);
+        *mask++ = column >= 0 && column < s.width ? -1 : 0;
+      }
   }
 
   int64_t positions() const { return height * period; }
-  int64_t size() const { return shape.channels * phases * plane + slack; }
 
-  // Where a tap of the kernel begins, from the first plane of its channel.
-  int64_t shift_of(int64_t tap) const {
-    const int64_t dy = tap / shape.kernel_width * shape.dilation_height;
-    const int64_t dx = tap % shape.kernel_width * shape.dilation_width;
-    const int64_t phase = dy % shape.stride_height * phase_columns + dx % shape.stride_width;
-    return phase * plane + dy / shape.stride_height * period + dx / shape.stride_width;
-  }
+  // Rows (or columns) of the image modulo the stride, those that the kernel meets: one of two, where it has one tap and
+  // a stride of two.
+  struct Phases {
+    int64_t find(int64_t phase) const {
+      for (int64_t i = 0; i < count; ++i)
+        if (all[i] == phase) return i;
+      return -1;
+    }
+    void add(int64_t phase) {
+      if (find(phase) < 0) all[count++] = phase;
+    }
+    int64_t* all;
+    int64_t count;
+  };
 
-  // Everything of a channel's planes that no pixel is copied to.
-  void clear_margins(float* planes) const {
-    const secateur_convolution& s = shape;
-    if (s.stride_height != 1 || s.stride_width != 1) {  // pixels of a row go to several planes
-      std::memset(planes, 0, static_cast<size_t>(phases * plane) * 4);
-      return;
-    }
-    const auto clear = [&](int64_t begin, int64_t end) {
-      if (end > begin) std::memset(planes + begin, 0, static_cast<size_t>(end - begin) * 4);
-    };
-    int64_t end = 0;  // of the pixels of the row before
-    for (int64_t y = 0; y < s.height; ++y) {
-      const int64_t row = (y + s.pad_top) * period + s.pad_left;
-      clear(end, row);
-      end = row + s.width;
-    }
-    clear(end, plane);
-  }
-
-  // One row of one channel of the image, to the plane or planes that it belongs to.
-  void lay_out(const float* image, int64_t channel, int64_t y, float* planes) const {
-    const secateur_convolution& s = shape;
-    const int64_t padded = y + s.pad_top, phase_row = padded % s.stride_height;
-    if (s.width == 0 || padded / s.stride_height >= rows || phase_row > reach_height) return;
-    float* row = planes + phase_row * phase_columns * plane + padded / s.stride_height * period;
-    if (s.stride_width == 1) {
-      read(image, channel, y * s.width, s.width, row + s.pad_left);
-      return;
-    }
-    const float* from = image + (channel * s.height + y) * s.width;
-    if (s.x_block != 0) {
-      float* line = scratch(kVector).at_least(s.width);
-      read(image, channel, y * s.width, s.width, line);
-      from = line;
-    }
-    for (int64_t phase = 0; phase < phase_columns; ++phase) {
-      // Columns x with (x + pad_left) % stride == phase.
-      int64_t x = (phase - s.pad_left) % s.stride_width;
-      if (x < 0) x += s.stride_width;
-      int64_t at = (x + s.pad_left) / s.stride_width;
-      float* to = row + phase * plane;
-      for (; x < s.width && at < period; x += s.stride_width) to[at++] = from[x];
-    }
-  }
-
- private:
-  // Copies pixels [begin, begin + count) of a channel: they lie in one run, or in blocks.
-  SECATEUR_INLINE void read(const float* image, int64_t channel, int64_t begin, int64_t count, float* to) const {
-    if (shape.x_block == 0) {
-      std::memcpy(to, image + channel * shape.height * shape.width + begin, static_cast<size_t>(count) * 4);
-      return;
-    }
-    while (count > 0) {
-      const int64_t lane = begin % kImageBlock, some = least(count, kImageBlock - lane);
-      const float* from = image + (begin / kImageBlock * shape.channels + channel) * kImageBlock + lane;
-      std::memcpy(to, from, static_cast<size_t>(some) * 4);
-      begin += some, count -= some, to += some;
-    }
-  }
-
- public:
   secateur_convolution shape;
   int64_t reach_height, reach_width;
   int64_t height, width;  // of the output
-  int64_t period, rows;
-  int64_t slack;  // the last tile of a far tap reads beyond the last row
-  int64_t plane, phase_columns, phases, taps;
-  const int64_t* shifts = nullptr;  // of the taps; in the scratch memory of the thread that made them
+  int64_t period;
+  int64_t pixels;     // of the input
+  bool linear;        // the image itself is its only phase
+  int64_t spanned;    // output rows that a tile touches, at most
+  int64_t first_row;  // of a phase that a tile sees, from the row of the tile's first position
+  int64_t rows;       // of a phase that a tile sees, at most
+  Phases row_phases, column_phases;
+  int64_t phase_size;
+  int64_t taps;
+  int64_t mask_length;
+  const int64_t* shifts;  // where a tap's pixels begin, from those of a tile's first position
+  const int32_t* masks;   // of the kernel's columns: [kernel width][mask_length]
+
+ private:
+  // What a row or a column of the kernel sees from the output's first.
+  int64_t row_of(int64_t k) const { return k * shape.dilation_height - shape.pad_top; }
+  int64_t column_of(int64_t k) const { return k * shape.dilation_width - shape.pad_left; }
+
+  int64_t shift_of(int64_t tap) const {
+    const int64_t y = row_of(tap / shape.kernel_width), x = column_of(tap % shape.kernel_width);
+    if (linear) return y * period + x;
+    const int64_t phase = row_phases.find(floor_modulo(y, shape.stride_height)) * column_phases.count +
+                          column_phases.find(floor_modulo(x, shape.stride_width));
+    const int64_t row = floor_divide(y, shape.stride_height) - first_row;
+    return phase * phase_size + row * period + floor_divide(x, shape.stride_width);
+  }
 };
 
 class Taps final : public Source {
  public:
-  Taps(const Planes& planes, const float* data) : planes_(planes), data_(data) {}
+  Taps(const Geometry& geometry, const float* image) : g_(geometry), image_(image) {}
 
-  const float* panel(float* buffer, int64_t tile, int64_t position, int64_t, int64_t feature, int64_t count,
+  const float* panel(float* buffer, int64_t tile, int64_t position, int64_t valid, int64_t feature, int64_t count,
                      bool* spoiled) const override {
-    const int64_t taps = planes_.taps, step = planes_.phases * planes_.plane;
-    const float* channel = data_ + feature / taps * step + position;
-    int64_t tap = feature % taps;
-    *spoiled |= copy_rows(buffer, tile, tile, count, [&](int64_t) {
-      const float* from = channel + planes_.shifts[tap];
-      if (++tap == taps) tap = 0, channel += step;
-      return from;
-    });
+    View view = look(tile, position, least(valid, tile));
+    const int64_t columns = g_.shape.kernel_width;
+    const int32_t* masks = lay_masks(position % g_.period, tile);
+    const int32_t* whole = masks + columns * tile;
+    vec<kWidth> wide{};
+    float rest = 0.0f;
+    for (int64_t done = 0; done < count;) {
+      const int64_t channel = (feature + done) / g_.taps, first = (feature + done) % g_.taps;
+      const int64_t last = least(g_.taps, first + count - done);
+      copy_blocks(view, channel, &wide, &rest);
+      if (!g_.linear) split(view);
+      for (int64_t tap = first, column = first % columns; tap < last; ++tap, ++done) {
+        const int32_t* mask = whole[column] ? nullptr : masks + column * tile;
+        see(view.origin + g_.shifts[tap], mask, tile, buffer + done * tile);
+        if (++column == columns) column = 0;
+      }
+    }
+    *spoiled |= any_spoiled<kWidth>(wide) || !(rest == 0.0f);
     return buffer;
   }
 
   float value(int64_t feature, int64_t position) const override {
-    if (position % planes_.period >= planes_.width) return 0.0f;  // thrown away
-    const int64_t taps = planes_.taps;
-    return data_[feature / taps * planes_.phases * planes_.plane + planes_.shifts[feature % taps] + position];
+    const secateur_convolution& s = g_.shape;
+    if (position % g_.period >= g_.width) return 0.0f;  // thrown away
+    const int64_t tap = feature % g_.taps;
+    const int64_t y = position / g_.period * s.stride_height + tap / s.kernel_width * s.dilation_height - s.pad_top;
+    const int64_t x = position % g_.period * s.stride_width + tap % s.kernel_width * s.dilation_width - s.pad_left;
+    if (y < 0 || y >= s.height || x < 0 || x >= s.width) return 0.0f;
+    const int64_t pixel = y * s.width + x;
+    return block(feature / g_.taps, pixel / kImageBlock)[pixel % kImageBlock];
   }
 
  private:
-  const Planes& planes_;
-  const float* data_;
+  // The part of the image that a tile sees, one channel at a time.
+  struct View {
+    int64_t top, bottom;  // output rows, both included
+    int64_t left, right;  // input columns
+    int64_t first_block;  // of the window
+    int64_t* blocks;      // that are seen, in order
+    int64_t block_count;
+    float* window;        // pixels of one channel from the first block on
+    float* split;         // the same, in phases
+    const float* origin;  // what a tap with no shift sees
+  };
+
+  View look(int64_t tile, int64_t position, int64_t valid) const {
+    const secateur_convolution& s = g_.shape;
+    View v{};
+    v.top = position / g_.period, v.bottom = (position + valid - 1) / g_.period;
+    v.right = s.width;
+    if (v.top == v.bottom) {
+      v.left = most(0, position % g_.period * s.stride_width - s.pad_left);
+      v.right = least(s.width, (position % g_.period + valid - 1) * s.stride_width - s.pad_left + g_.reach_width + 1);
+    }
+    int64_t low, high;  // pixels, beyond the image too where it is its own phase
+    if (g_.linear) {
+      low = position - s.pad_top * s.width - s.pad_left;
+      high = low + g_.reach_height * s.width + g_.reach_width + tile;
+    } else {
+      low = most(0, v.top * s.stride_height - s.pad_top) * s.width;
+      high = most(low, least(s.height, v.bottom * s.stride_height - s.pad_top + g_.reach_height + 1) * s.width);
+    }
+    v.first_block = floor_divide(low, kImageBlock);
+    const int64_t blocks = floor_divide(high, kImageBlock) - v.first_block + 1;
+    v.blocks = reinterpret_cast<int64_t*>(scratch(kBlocks).at_least(2 * blocks));
+    v.window = scratch(kWindow).at_least(blocks * kImageBlock + 4 * kWidth);
+    if (g_.linear) {
+      for (int64_t k = 0; k < s.kernel_height; ++k) {
+        const int64_t from = low + k * s.dilation_height * s.width;
+        add_blocks(v, from, from + g_.reach_width + tile);
+      }
+      v.origin = v.window + (position - v.first_block * kImageBlock);
+      return v;
+    }
+    for (int64_t y = low / most(s.width, 1); y * s.width < high; ++y)
+      if (v.right > v.left && g_.row_phases.find(y % s.stride_height) >= 0)
+        add_blocks(v, y * s.width + v.left, y * s.width + v.right);
+    const int64_t before = divide_up(s.pad_left, kWidth) * kWidth;
+    const int64_t phases = g_.row_phases.count * g_.column_phases.count;
+    v.split = scratch(kPhases).at_least(before + phases * g_.phase_size + g_.reach_width + 2 * kWidth) + before;
+    v.origin = v.split + position % g_.period;
+    return v;
+  }
+
+  static void add_blocks(View& v, int64_t from, int64_t to) {
+    int64_t i = floor_divide(from, kImageBlock);
+    if (v.block_count > 0) i = most(i, v.blocks[v.block_count - 1] + 1);
+    for (; i <= floor_divide(to - 1, kImageBlock); ++i) v.blocks[v.block_count++] = i;
+  }
+
+  const float* block(int64_t channel, int64_t i) const {
+    return image_ + (g_.shape.x_block != 0 ? (i * g_.shape.channels + channel) * kImageBlock
+                                           : channel * g_.pixels + i * kImageBlock);
+  }
+
+  void copy_blocks(const View& v, int64_t channel, vec<kWidth>* wide, float* rest) const {
+    for (int64_t n = 0; n < v.block_count; ++n) {
+      const int64_t i = v.blocks[n], there = least(g_.pixels - i * kImageBlock, kImageBlock);
+      float* to = v.window + (i - v.first_block) * kImageBlock;
+      if (i < 0 || there <= 0) {
+        std::memset(to, 0, kImageBlock * 4);
+        continue;
+      }
+      const float* from = block(channel, i);
+      int64_t lane = 0;
+      for (; lane + kWidth <= there; lane += kWidth) {
+        const vec<kWidth> x = load_loose<kWidth>(from + lane);
+        *wide += x * 0.0f;
+        store<kWidth>(to + lane, x);
+      }
+      for (; lane < there; ++lane) *rest += (to[lane] = from[lane]) * 0.0f;
+      for (; lane < kImageBlock; ++lane) to[lane] = 0.0f;
+    }
+  }
+
+  // Lays the rows of the window out in phases. What is written beyond the end of a row, the next one overwrites.
+  void split(const View& v) const {
+    const secateur_convolution& s = g_.shape;
+    const int64_t begin = v.left / s.stride_width, end = divide_up(v.right, s.stride_width);
+    const int64_t rows = g_.rows - g_.spanned + v.bottom - v.top + 1;
+    const int64_t seen = v.top * s.stride_height - s.pad_top;  // rows before that are in the way of other phases only
+    const int64_t unseen = v.bottom * s.stride_height - s.pad_top + g_.reach_height + 1;
+    const Geometry::Phases columns = g_.column_phases;
+    for (int64_t a = 0; a < g_.row_phases.count; ++a) {
+      float* phases = v.split + a * columns.count * g_.phase_size;
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t y = (v.top + g_.first_row + i) * s.stride_height + g_.row_phases.all[a];
+        float* to = phases + i * g_.period;
+        if (y < seen || y >= unseen) continue;
+        if (y < 0 || y >= s.height) {
+          for (int64_t b = 0; b < columns.count && end > begin; ++b)
+            std::memset(to + b * g_.phase_size + begin, 0, static_cast<size_t>(end - begin) * 4);
+          continue;
+        }
+        const float* from = v.window + (y * s.width - v.first_block * kImageBlock);
+        if (s.stride_width == 2) {
+          const int64_t even = columns.find(0), odd = columns.find(1);
+          split_in_two(from, begin, end, even < 0 ? nullptr : to + even * g_.phase_size,
+                       odd < 0 ? nullptr : to + odd * g_.phase_size);
+          continue;
+        }
+        for (int64_t b = 0; b < columns.count; ++b, to += g_.phase_size)
+          for (int64_t j = begin; j < end && j * s.stride_width + columns.all[b] < s.width; ++j)
+            to[j] = from[j * s.stride_width + columns.all[b]];
+      }
+    }
+  }
+
+  static void split_in_two(const float* from, int64_t begin, int64_t end, float* even, float* odd) {
+    for (int64_t j = begin; j < end; j += kWidth) {
+      const vec<kWidth> a = load_loose<kWidth>(from + 2 * j), b = load_loose<kWidth>(from + 2 * j + kWidth);
+      if (even != nullptr) store_loose<kWidth>(even + j, every_second<kWidth, 0>(a, b));
+      if (odd != nullptr) store_loose<kWidth>(odd + j, every_second<kWidth, 1>(a, b));
+    }
+  }
+
+  // The masks of a tile, [kernel width][tile], and for each whether it removes nothing.
+  const int32_t* lay_masks(int64_t column, int64_t tile) const {
+    const int64_t columns = g_.shape.kernel_width;
+    int32_t* masks = reinterpret_cast<int32_t*>(scratch(kMasks).at_least(columns * (tile + 1)));
+    for (int64_t k = 0; k < columns; ++k) {
+      const int32_t* from = g_.masks + k * g_.mask_length + column;
+      int32_t whole = -1;
+      for (int64_t i = 0; i < tile; ++i) whole &= masks[k * tile + i] = from[i];
+      masks[columns * tile + k] = whole;
+    }
+    return masks;
+  }
+
+  static SECATEUR_INLINE void see(const float* from, const int32_t* mask, int64_t tile, float* to) {
+    if (tile == 4 * kWidth)
+      see_some<kWidth>(from, mask, 4, to);
+    else if (tile % kWidth == 0)
+      see_some<kWidth>(from, mask, tile / kWidth, to);
+    else
+      see_some<4>(from, mask, tile / 4, to);
+  }
+
+  template <int L>
+  static SECATEUR_INLINE void see_some(const float* from, const int32_t* mask, int64_t count, float* to) {
+    if (mask == nullptr) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < count; ++i) store<L>(to + i * L, load_loose<L>(from + i * L));
+      return;
+    }
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < count; ++i) {
+      const ints<L> there = *reinterpret_cast<const ints<L>*>(mask + i * L);
+      store<L>(to + i * L, (vec<L>)((ints<L>)load_loose<L>(from + i * L) & there));
+    }
+  }
+
+  const Geometry& g_;
+  const float* image_;
 };
 
 // An image in blocks, as the kernels like it: a panel is where it is.
@@ -228,64 +383,50 @@ inline int64_t floats_of(int64_t channels, int64_t height, int64_t width, int32_
 }
 
 // One image; `threads` work on it.
-inline int32_t convolve(const secateur_panelled& w, const Planes& planes, const float* x, float* y,
+inline int32_t convolve(const secateur_panelled& w, const Geometry& geometry, const float* x, float* y,
                         const secateur_epilogue& after, int32_t tile, int32_t threads) {
-  const secateur_convolution& s = planes.shape;
+  const secateur_convolution& s = geometry.shape;
   const bool direct = pointwise(s);
-  const int64_t pixels = planes.height * planes.width;
+  const int64_t pixels = geometry.height * geometry.width;
   if (s.y_block != 0)  // lanes beyond the last pixel
     for (int64_t row = 0; pixels % s.y_block != 0 && row < w.rows; ++row)
       for (int64_t lane = pixels % s.y_block; lane < s.y_block; ++lane)
         y[(pixels / s.y_block * w.rows + row) * s.y_block + lane] = 0.0f;
-  const int64_t period = direct ? planes.width : planes.period;
-  const ImageOut sink(y, w.rows, planes.height, planes.width, period, s.y_block, after);
-  const RunCell run = cell_for(w, tile);
-  if (direct) {
-    const Vectors plain(x, 1, pixels);
-    const BlocksIn blocks(x, s.channels);
-    const Source& source = s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
-    return run_product({w, source, sink, y, pixels, after, tile, run}, threads);
-  }
-  float* data = scratch(kPlanes).at_least(planes.size());
-  const int64_t step = planes.phases * planes.plane;
-  int32_t status;
-  if (s.x_block == 0) {
-    status = in_parallel(s.channels, threads, [&](int64_t c) {
-      planes.clear_margins(data + c * step);
-      for (int64_t row = 0; row < s.height; ++row) planes.lay_out(x, c, row, data + c * step);
-    });
-  } else {  // along the blocks, which hold all channels of some pixels
-    for (int64_t c = 0; c < s.channels; ++c) planes.clear_margins(data + c * step);
-    status = in_parallel(s.height, threads, [&](int64_t row) {
-      for (int64_t c = 0; c < s.channels; ++c) planes.lay_out(x, c, row, data + c * step);
-    });
-  }
-  if (status != SECATEUR_OK) return status;
-  for (int64_t i = planes.size() - planes.slack; i < planes.size(); ++i) data[i] = 0.0f;
-  const Taps source(planes, data);
-  return run_product({w, source, sink, y, planes.positions(), after, tile, run}, threads);
+  const ImageOut sink(y, w.rows, geometry.height, geometry.width, geometry.period, s.y_block, after);
+  const Vectors plain(x, 1, pixels);
+  const BlocksIn blocks(x, s.channels);
+  const Taps unfolded(geometry, x);
+  const Source& source = !direct ? static_cast<const Source&>(unfolded)
+                         : s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
+  return run_product({w, source, sink, y, geometry.positions(), after, tile, cell_for(w, tile)}, threads);
+}
+
+// Positions of the output; `Geometry` needs a tile, and the tile depends on them.
+inline int64_t positions_of(const secateur_convolution& s) {
+  const int64_t height = s.height + s.pad_top + s.pad_bottom - int64_t{s.kernel_height - 1} * s.dilation_height - 1;
+  const int64_t width = s.width + s.pad_left + s.pad_right - int64_t{s.kernel_width - 1} * s.dilation_width - 1;
+  return (height / s.stride_height + 1) * (width / s.stride_width + 1);
 }
 
 inline int32_t conv2d(const secateur_panelled& w, const secateur_convolution& s, const float* x, float* y,
                       const secateur_epilogue& after, const secateur_plan& plan) {
-  const Planes planes(s);
-  const int64_t positions = pointwise(s) ? s.height * s.width : planes.positions();
-  int32_t tile = tile_for(w, positions, plan.tile);
+  int32_t tile = tile_for(w, positions_of(s), plan.tile);
   if ((s.x_block != 0 || s.y_block != 0) && tile > kImageBlock) tile = kImageBlock;
+  const Geometry geometry(s, tile);
   const int64_t in = floats_of(s.channels, s.height, s.width, s.x_block);
-  const int64_t out = floats_of(w.rows, planes.height, planes.width, s.y_block);
+  const int64_t out = floats_of(w.rows, geometry.height, geometry.width, s.y_block);
   const bool by_image = s.batch >= plan.threads;
   if (!by_image || plan.threads == 1) {
     for (int64_t b = 0; b < s.batch; ++b) {
       const int32_t status =
-          convolve(w, planes, x + b * in, y + b * out, of_image(after, b * out), tile, plan.threads);
+          convolve(w, geometry, x + b * in, y + b * out, of_image(after, b * out), tile, plan.threads);
       if (status != SECATEUR_OK) return status;
     }
     return SECATEUR_OK;
   }
   std::atomic<int32_t> status{SECATEUR_OK};
   const int32_t whole = in_parallel(s.batch, plan.threads, [&](int64_t b) {
-    const int32_t one = convolve(w, planes, x + b * in, y + b * out, of_image(after, b * out), tile, 1);
+    const int32_t one = convolve(w, geometry, x + b * in, y + b * out, of_image(after, b * out), tile, 1);
     if (one != SECATEUR_OK) status.store(one);
   });
   return whole != SECATEUR_OK ? whole : status.load();

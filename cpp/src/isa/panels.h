@@ -77,17 +77,59 @@ SECATEUR_INLINE bool copy_rows(float* panel, int64_t tile, int64_t valid, int64_
   return !(spoiled == 0.0f);
 }
 
-// Four rows of four floats, rows `step` and `stride` apart, mirrored. Returns zero times what was read.
-SECATEUR_INLINE vec<4> turn_four(const float* from, int64_t step, float* to, int64_t stride) {
-  const vec<4> a = load_loose<4>(from), b = load_loose<4>(from + step);
-  const vec<4> c = load_loose<4>(from + 2 * step), d = load_loose<4>(from + 3 * step);
-  const vec<4> ab = SECATEUR_SHUFFLE(a, b, 0, 4, 1, 5), cd = SECATEUR_SHUFFLE(c, d, 0, 4, 1, 5);
-  const vec<4> ef = SECATEUR_SHUFFLE(a, b, 2, 6, 3, 7), gh = SECATEUR_SHUFFLE(c, d, 2, 6, 3, 7);
-  store_loose<4>(to, SECATEUR_SHUFFLE(ab, cd, 0, 1, 4, 5));
-  store_loose<4>(to + stride, SECATEUR_SHUFFLE(ab, cd, 2, 3, 6, 7));
-  store_loose<4>(to + 2 * stride, SECATEUR_SHUFFLE(ef, gh, 0, 1, 4, 5));
-  store_loose<4>(to + 3 * stride, SECATEUR_SHUFFLE(ef, gh, 2, 3, 6, 7));
+// What four vectors have in the same place of a group of four lanes, side by side: groups of turned[i] are from place i.
+template <int L>
+struct Turned {
+  SECATEUR_INLINE Turned(vec<L> a, vec<L> b, vec<L> c, vec<L> d) {
+    const vec<L> ab = groups<L, 0, 4, 1, 5>(a, b), cd = groups<L, 0, 4, 1, 5>(c, d);
+    const vec<L> ef = groups<L, 2, 6, 3, 7>(a, b), gh = groups<L, 2, 6, 3, 7>(c, d);
+    place[0] = groups<L, 0, 1, 4, 5>(ab, cd), place[1] = groups<L, 2, 3, 6, 7>(ab, cd);
+    place[2] = groups<L, 0, 1, 4, 5>(ef, gh), place[3] = groups<L, 2, 3, 6, 7>(ef, gh);
+  }
+  vec<L> place[4];
+};
+
+// Four rows of L floats, `step` apart, become L rows of four, `stride` apart. Returns zero times what was read.
+template <int L>
+SECATEUR_INLINE vec<L> turn_to_columns(const float* from, int64_t step, float* to, int64_t stride) {
+  const vec<L> a = load_loose<L>(from), b = load_loose<L>(from + step);
+  const vec<L> c = load_loose<L>(from + 2 * step), d = load_loose<L>(from + 3 * step);
+  const Turned<L> turned(a, b, c, d);
+#pragma GCC unroll 4
+  for (int group = 0; group < L / 4; ++group)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      std::memcpy(to + (4 * group + i) * stride, reinterpret_cast<const char*>(&turned.place[i]) + 16 * group, 16);
   return (a + b + c + d) * 0.0f;
+}
+
+// L rows of four floats, `step` apart, become four rows of L, `stride` apart.
+template <int L>
+SECATEUR_INLINE void turn_to_rows(const float* from, int64_t step, float* to, int64_t stride) {
+  const Turned<L> turned(load_groups<L>(from, 4 * step), load_groups<L>(from + step, 4 * step),
+                         load_groups<L>(from + 2 * step, 4 * step), load_groups<L>(from + 3 * step, 4 * step));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store_loose<L>(to + i * stride, turned.place[i]);
+}
+
+// Turns sums [rows][tile], of which `width` count, into vectors `stride` apart, whole cache lines at a time: vectors a
+// power of two apart share a few places of a cache, and a line that is filled bit by bit may leave it in between.
+inline void turn_sums(const float* sums, int64_t tile, int64_t rows, int64_t width, float* y, int64_t stride) {
+  constexpr int64_t some = 64;  // rows that a first-level cache keeps meanwhile
+  for (int64_t first = 0; first < rows; first += some) {
+    const int64_t last = least(rows, first + some);
+    int64_t i = 0;
+    for (; i + 4 <= width; i += 4) {
+      int64_t r = first;
+      for (; r + kWidth <= last; r += kWidth)
+        turn_to_rows<kWidth>(sums + r * tile + i, tile, y + i * stride + r, stride);
+      for (; r + 4 <= last; r += 4) turn_to_rows<4>(sums + r * tile + i, tile, y + i * stride + r, stride);
+      for (; r < last; ++r)
+        for (int64_t j = i; j < i + 4; ++j) y[j * stride + r] = sums[r * tile + j];
+    }
+    for (; i < width; ++i)
+      for (int64_t r = first; r < last; ++r) y[i * stride + r] = sums[r * tile + i];
+  }
 }
 
 // A run of finished sums, stored `at` in the output, after the residual and the activation.
@@ -118,12 +160,15 @@ class Vectors final : public Source {
       return panel;
     }
     const int64_t read = least(valid, tile);
-    vec<4> spoiled{};
+    vec<kWidth> wide{};
+    vec<4> narrow{};
     float rest = 0.0f;
     int64_t i = 0;
     for (; i + 4 <= read; i += 4) {
       int64_t k = 0;
-      for (; k + 4 <= count; k += 4) spoiled += turn_four(x + i * step_ + k, step_, panel + k * tile + i, tile);
+      for (; k + kWidth <= count; k += kWidth)
+        wide += turn_to_columns<kWidth>(x + i * step_ + k, step_, panel + k * tile + i, tile);
+      for (; k + 4 <= count; k += 4) narrow += turn_to_columns<4>(x + i * step_ + k, step_, panel + k * tile + i, tile);
       for (; k < count; ++k)
         for (int64_t j = i; j < i + 4; ++j) rest += (panel[k * tile + j] = x[j * step_ + k]) * 0.0f;
     }
@@ -132,7 +177,7 @@ class Vectors final : public Source {
     if (read < tile)
       for (int64_t k = 0; k < count; ++k)
         for (int64_t j = read; j < tile; ++j) panel[k * tile + j] = 0.0f;
-    *spoilt |= any_spoiled<4>(spoiled) || !(rest == 0.0f);
+    *spoilt |= any_spoiled<kWidth>(wide) || any_spoiled<4>(narrow) || !(rest == 0.0f);
     return panel;
   }
 
@@ -162,29 +207,17 @@ class VectorsOut final : public Sink {
     }
     if (after_.residual == nullptr) {  // straight to where it belongs
       float* y = y_ + position * step_ + row;
-      for (int64_t i = 0; i < width; i += 4) {
-        const int64_t some = least(4, width - i);
-        int64_t r = 0;
-        if (some == 4)
-          for (; r + 4 <= rows; r += 4) turn_four(sums + r * tile + i, tile, y + i * step_ + r, step_);
-        for (; r < rows; ++r)
-          for (int64_t j = i; j < i + some; ++j) y[j * step_ + r] = sums[r * tile + j];
-        if (after_.activation != SECATEUR_NONE)
-          for (int64_t j = i; j < i + some; ++j) activate_row(y + j * step_, rows, after_.activation);
-      }
+      turn_sums(sums, tile, rows, width, y, step_);
+      for (int64_t i = 0; after_.activation != SECATEUR_NONE && i < width; ++i)
+        activate_row(y + i * step_, rows, after_.activation);
       return;
     }
     float turned[4 * kRun];
     for (int64_t first = 0; first < rows; first += kRun) {
       const int64_t count = least(kRun, rows - first);
-      const float* from = sums + first * tile;
       for (int64_t i = 0; i < width; i += 4) {
         const int64_t some = least(4, width - i);
-        int64_t r = 0;
-        if (some == 4)
-          for (; r + 4 <= count; r += 4) turn_four(from + r * tile + i, tile, turned + r, kRun);
-        for (; r < count; ++r)
-          for (int64_t j = 0; j < some; ++j) turned[j * kRun + r] = from[r * tile + i + j];
+        turn_sums(sums + first * tile + i, tile, count, some, turned, kRun);
         for (int64_t j = 0; j < some; ++j)
           put_row(turned + j * kRun, count, (position + i + j) * step_ + row + first, y_, after_);
       }
@@ -196,7 +229,7 @@ class VectorsOut final : public Sink {
   }
 
  private:
-  static constexpr int64_t kRun = 64;  // features of one vector that are turned at a time
+  static constexpr int64_t kRun = 64;  // features of four vectors that are turned at a time
 
   float* y_;
   int64_t step_, stride_;

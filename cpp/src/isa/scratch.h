@@ -41,7 +41,7 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-enum Purpose { kPanel, kTile, kPlanes, kVector, kMarks, kShifts, kPurposes };
+enum Purpose { kPanel, kTile, kSums, kPlaces, kTaps, kMasks, kBlocks, kWindow, kPhases, kVector, kMarks, kPurposes };
 
 inline Scratch& scratch(Purpose purpose) {
   static thread_local Scratch buffers[kPurposes];

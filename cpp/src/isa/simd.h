@@ -62,12 +62,60 @@ SECATEUR_INLINE vec<L> splat(float value) {
   return vec<L>{} + value;
 }
 
-// Lanes of two vectors, by number: a's first, then b's.
 #if defined(__clang__) || __GNUC__ >= 12
-#define SECATEUR_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define SECATEUR_SHUFFLE(L, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SECATEUR_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, ints<4>{i, j, k, l})
+#define SECATEUR_SHUFFLE(L, a, b, ...) __builtin_shuffle(a, b, ints<L>{__VA_ARGS__})
 #endif
+
+// L / 4 runs of four floats, `step` apart, in one vector.
+template <int L>
+SECATEUR_INLINE vec<L> load_groups(const float* p, int64_t step) {
+  if constexpr (L == 4) {
+    return load_loose<4>(p);
+  } else {
+    typedef typename Vector<L / 2>::type half;
+    const half a = load_groups<L / 2>(p, step), b = load_groups<L / 2>(p + L / 8 * step, step);
+#if defined(__clang__) || __GNUC__ >= 12
+    if constexpr (L == 8)
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+    else
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    half both[2] = {a, b};
+    vec<L> whole;
+    std::memcpy(&whole, both, sizeof whole);
+    return whole;
+#endif
+  }
+}
+
+// Lanes i, j, k, l of every group of four lanes: those of a are 0 to 3, those of b 4 to 7.
+template <int L, int I, int J, int K, int M>
+SECATEUR_INLINE vec<L> groups(vec<L> a, vec<L> b) {
+#define SECATEUR_LANE(n, i) 4 * n + (i < 4 ? i : L + i - 4)
+#define SECATEUR_GROUP(n) SECATEUR_LANE(n, I), SECATEUR_LANE(n, J), SECATEUR_LANE(n, K), SECATEUR_LANE(n, M)
+  if constexpr (L == 4)
+    return SECATEUR_SHUFFLE(L, a, b, SECATEUR_GROUP(0));
+  else if constexpr (L == 8)
+    return SECATEUR_SHUFFLE(L, a, b, SECATEUR_GROUP(0), SECATEUR_GROUP(1));
+  else
+    return SECATEUR_SHUFFLE(L, a, b, SECATEUR_GROUP(0), SECATEUR_GROUP(1), SECATEUR_GROUP(2), SECATEUR_GROUP(3));
+#undef SECATEUR_GROUP
+#undef SECATEUR_LANE
+}
+
+// Lanes O, O + 2, ... of two vectors, one behind the other.
+template <int L, int O>
+SECATEUR_INLINE vec<L> every_second(vec<L> a, vec<L> b) {
+  if constexpr (L == 4)
+    return SECATEUR_SHUFFLE(L, a, b, O, O + 2, O + 4, O + 6);
+  else if constexpr (L == 8)
+    return SECATEUR_SHUFFLE(L, a, b, O, O + 2, O + 4, O + 6, O + 8, O + 10, O + 12, O + 14);
+  else
+    return SECATEUR_SHUFFLE(L, a, b, O, O + 2, O + 4, O + 6, O + 8, O + 10, O + 12, O + 14, O + 16, O + 18, O + 20, O + 22,
+                            O + 24, O + 26, O + 28, O + 30);
+}
 
 SECATEUR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SECATEUR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -66,53 +66,74 @@ inline void spoil(const Product& p, int64_t part, int64_t position, int64_t vali
   }
 }
 
-// All panels of one tile, for some of the parts.
-inline void run_tile(const Product& p, int64_t position, int64_t part_begin, int64_t part_end) {
+// Some tiles of positions, and the activations of some panels in front of them: as much as a second-level cache keeps
+// while parts of the weight pass by, so that every weight is read once for all of them. A part has so few rows that its
+// sums stay in the first-level cache through all panels.
+struct Chunk {
+  int64_t position, tiles;
+  int64_t first_panel, last_panel;
+  bool last;          // no panels follow
+  float* x;           // [tiles][features][tile]: what is not used where it lies
+  const float** at;   // [tiles][panels], where the activations are
+  bool* spoiled;      // [tiles]
+  float* sums;        // [tiles][all rows][tile]; null where one chunk has all panels
+};
+
+// Lays out the activations of one tile.
+inline void gather(const Product& p, const Chunk& chunk, int64_t i) {
   const secateur_panelled& w = p.weight;
-  const Layout layout(w);
-  const int64_t tile = p.tile, valid = least(tile, p.positions - position);
-  const int64_t base = layout.part_begin(part_begin);
-  const int64_t groups = layout.part_begin(part_end) - base;
-  float* panel_x = scratch(kPanel).at_least(least(w.panel, divide_up(w.columns, w.block_columns) * w.block_columns) * tile + 64);
-  float* sums = scratch(kTile).at_least(groups * w.block_rows * tile + 64);
-  int64_t stride = 0;
-  const int64_t direct = p.sink.direct(position, valid, tile, &stride);
-  bool spoiled = false;
-  for (int64_t panel = 0; panel < most(layout.panels, 1); ++panel) {
-    const int64_t feature = panel * w.panel, count = least(w.panel, w.columns - feature);
-    const float* x = p.source.panel(panel_x, tile, position, valid, feature, count, &spoiled);
+  const int64_t tile = p.tile, position = chunk.position + i * tile, valid = least(tile, p.positions - position);
+  const int64_t panels = chunk.last_panel - chunk.first_panel;
+  const int64_t features = panels * w.panel;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t feature = (chunk.first_panel + panel) * w.panel, count = least(w.panel, w.columns - feature);
+    float* own = chunk.x + (i * features + panel * w.panel) * tile;
+    const float* x = p.source.panel(own, tile, position, valid, feature, count, &chunk.spoiled[i]);
     const int64_t end = divide_up(count, w.block_columns) * w.block_columns;
     if (end != count) {  // the last block sticks out over the last feature: its weights are zero, and so are these
-      if (x != panel_x) std::memcpy(panel_x, x, static_cast<size_t>(count * tile) * 4);
-      for (int64_t i = count * tile; i < end * tile; ++i) panel_x[i] = 0.0f;
-      x = panel_x;
+      if (x != own) std::memcpy(own, x, static_cast<size_t>(count * tile) * 4);
+      std::memset(own + count * tile, 0, static_cast<size_t>((end - count) * tile) * 4);
+      x = own;
     }
-    for (int64_t part = part_begin; part < part_end && layout.panels > 0; ++part) {
-      Cell cell = cell_at(w, layout, part, panel);
-      cell.x = x;
-      cell.sums = sums + (layout.part_begin(part) - base) * w.block_rows * tile;
-      cell.first = panel == 0;
+    chunk.at[i * panels + panel] = x;
+  }
+}
+
+// One part of the rows, over a chunk.
+inline void run_part(const Product& p, const Chunk& chunk, int64_t part) {
+  const secateur_panelled& w = p.weight;
+  const Layout layout(w);
+  const int64_t tile = p.tile, rows = layout.part_size(part) * w.block_rows;
+  const int64_t row = layout.part_begin(part) * w.block_rows, all = layout.groups * w.block_rows;
+  const int64_t panels = chunk.last_panel - chunk.first_panel;
+  float* own = chunk.sums != nullptr ? nullptr : scratch(kTile).at_least(rows * tile + 64);
+  for (int64_t i = 0; i < chunk.tiles; ++i) {
+    const int64_t position = chunk.position + i * tile, valid = least(tile, p.positions - position);
+    float* sums = own != nullptr ? own : chunk.sums + (i * all + row) * tile;
+    int64_t stride = 0;
+    const int64_t direct = p.sink.direct(position, valid, tile, &stride);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      Cell cell = cell_at(w, layout, part, chunk.first_panel + panel);
+      cell.x = chunk.at[i * panels + panel];
+      cell.sums = sums;
+      cell.first = chunk.first_panel + panel == 0;
       cell.bias = p.after.bias;
-      cell.finish = direct >= 0 && panel == layout.panels - 1;
+      cell.finish = direct >= 0 && chunk.last && panel == panels - 1;
       cell.y = direct < 0 ? nullptr : p.y + direct;
       cell.y_stride = stride;
       cell.residual = direct < 0 || p.after.residual == nullptr ? nullptr : p.after.residual + direct;
       cell.activation = p.after.activation;
+      
       p.run(cell);
     }
+    if (panels == 0)  // no columns: nothing but the bias
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < tile; ++k)
+          sums[r * tile + k] = p.after.bias != nullptr && row + r < w.rows ? p.after.bias[row + r] : 0.0f;
+    if (!chunk.last) continue;
+    if (direct < 0 || panels == 0) p.sink.put(sums, tile, position, valid, row, least(rows, w.rows - row));
+    if (chunk.spoiled[i]) spoil(p, part, position, valid);
   }
-  if (layout.panels == 0)  // no columns: nothing but the bias
-    for (int64_t r = 0; r < groups * w.block_rows; ++r)
-      for (int64_t i = 0; i < tile; ++i) {
-        const int64_t row = base * w.block_rows + r;
-        sums[r * tile + i] = p.after.bias != nullptr && row < w.rows ? p.after.bias[row] : 0.0f;
-      }
-  if (direct < 0 || layout.panels == 0) {
-    const int64_t row = base * w.block_rows;
-    p.sink.put(sums, tile, position, valid, row, least(groups * w.block_rows, w.rows - row));
-  }
-  if (spoiled)
-    for (int64_t part = part_begin; part < part_end; ++part) spoil(p, part, position, valid);
 }
 
 // Runs tasks that may run out of memory, on several threads.
@@ -129,16 +150,68 @@ inline int32_t in_parallel(int64_t count, int32_t threads, Task task) {
   return status.load();
 }
 
+constexpr int64_t kResident = 512 * 1024 / 4;  // activations of a chunk, in floats
+
+// How a product is divided.
+struct Division {
+  Division(const Product& p, const Layout& layout) : tiles(divide_up(p.positions, p.tile)) {
+    const int64_t panel = p.weight.panel * p.tile;
+    // With a single part nothing passes by twice: a panel is used as soon as it is laid out.
+    panels = layout.parts == 1 ? 1 : most(1, least(layout.panels, 2 * kResident / panel));
+    steps = most(1, divide_up(layout.panels, panels));
+    chunk = steps > 1 ? 1 : most(1, least(tiles, kResident / (panels * panel)));
+    chunks = divide_up(tiles, chunk);
+    x = chunk * panels * panel;
+  }
+
+  int64_t tiles;
+  int64_t panels, steps;  // panels of a chunk, and how many times as many there are
+  int64_t chunk, chunks;  // tiles of a chunk, and chunks for all positions
+  int64_t x;              // floats of a chunk's activations
+};
+
+// Calls `gathering` for every tile and `running` for every part of one run of tiles, panels after panels.
+template <class Each>
+inline void run_chunk(const Product& p, const Layout& layout, const Division& d, int64_t i, Each each) {
+  const int64_t all = layout.groups * p.weight.block_rows;
+  Chunk chunk{};
+  chunk.position = i * d.chunk * p.tile;
+  chunk.tiles = least(d.chunk, d.tiles - i * d.chunk);
+  chunk.x = scratch(kPanel).at_least(d.x + 64);
+  int64_t* places = reinterpret_cast<int64_t*>(scratch(kPlaces).at_least(2 * d.chunk * (d.panels + 1)));
+  chunk.at = reinterpret_cast<const float**>(places);
+  chunk.spoiled = reinterpret_cast<bool*>(places + d.chunk * d.panels);
+  for (int64_t t = 0; t < chunk.tiles; ++t) chunk.spoiled[t] = false;
+  if (d.steps > 1) chunk.sums = scratch(kSums).at_least(chunk.tiles * all * p.tile + 64);
+  for (int64_t step = 0; step < d.steps; ++step) {
+    chunk.first_panel = step * d.panels;
+    chunk.last_panel = least(layout.panels, (step + 1) * d.panels);
+    chunk.last = step == d.steps - 1;
+    each(chunk);
+  }
+}
+
 inline int32_t run_product(const Product& p, int32_t threads) {
   const Layout layout(p.weight);
   if (p.positions == 0 || p.weight.rows == 0) return SECATEUR_OK;
-  const int64_t tiles = divide_up(p.positions, p.tile);
-  // Few tiles: rows are divided too, each thread copying the activations for itself.
-  const int64_t shares = tiles % threads == 0 || tiles >= 4 * threads ? 1 : least(layout.parts, threads);
-  return in_parallel(tiles * shares, threads, [&](int64_t i) {
-    const int64_t share = i % shares;
-    run_tile(p, i / shares * p.tile, layout.parts * share / shares, layout.parts * (share + 1) / shares);
-  });
+  const Division d(p, layout);
+  if (threads == 1 || d.chunks % threads == 0 || d.chunks >= 4 * threads)
+    return in_parallel(d.chunks, threads, [&](int64_t i) {
+      run_chunk(p, layout, d, i, [&](const Chunk& chunk) {
+        for (int64_t t = 0; t < chunk.tiles; ++t) gather(p, chunk, t);
+        for (int64_t part = 0; part < layout.parts; ++part) run_part(p, chunk, part);
+      });
+    });
+  // Few chunks: threads work on the parts of one together.
+  int32_t status = SECATEUR_OK;
+  return in_parallel(1, 1, [&](int64_t) {
+    for (int64_t i = 0; i < d.chunks; ++i)
+      run_chunk(p, layout, d, i, [&](const Chunk& chunk) {
+        in_parallel(chunk.tiles, threads, [&](int64_t t) { gather(p, chunk, t); });
+        const int32_t one = in_parallel(layout.parts, threads, [&](int64_t part) { run_part(p, chunk, part); });
+        if (one != SECATEUR_OK) status = one;
+      });
+  }) == SECATEUR_OK ? status : SECATEUR_NO_MEMORY;
 }
 
 // A tile that fits the positions and the registers.

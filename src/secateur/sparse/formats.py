@@ -22,14 +22,19 @@ BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
 WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
 
 
+PART_ROWS = 256
+"""Rows of a part: fewer make runs of equal rows too short to be foreseen, more sums than a first-level cache holds."""
+
+
 @dataclass(frozen=True, eq=False)
 class Panelled(Packed):
     """Compressed rows, cut into panels of columns.
 
     The activations of one panel stay in the first-level cache while all rows pass over them. Within a panel rows are
     sorted by their number of blocks, so that loops are predicted; a block is one weight, four rows or four columns; its
-    place takes one byte, or two where a panel has more than 256 blocks of columns. Rows are split into ``parts`` that
-    threads work on apart. The arrays are described in ``cpp/include/secateur_sparse.h``.
+    place takes one byte, or two where a panel has more than 256 blocks of columns. Rows are split into ``parts``: one
+    part at a time passes over all panels, so that its sums stay close, and threads work on parts apart. The arrays are
+    described in ``cpp/include/secateur_sparse.h``.
 
     Bytes: for b blocks of r x c weights, ``(4 r c + 1) b`` and 4 bytes per row group and panel, nearly: 0.13 of dense
     for single weights at 90 % sparsity.
@@ -65,14 +70,16 @@ class Panelled(Packed):
     starts: Tensor
 
     @classmethod
-    def pack(cls, weight: Tensor, *, block: tuple[int, int] = (1, 1), panel: int = 128, parts: int = 4) -> Panelled:
+    def pack(
+        cls, weight: Tensor, *, block: tuple[int, int] = (1, 1), panel: int = 128, parts: int | None = None
+    ) -> Panelled:
         """Pack a dense weight; a block with any non-zero in it is stored whole.
 
         Args:
             weight: Float32, ``[outputs, ...]``; further dimensions are flattened.
             block: Rows and columns of a block: (1, 1), (4, 1) or (1, 4).
             panel: Columns of a panel, a multiple of the block's.
-            parts: Pieces of rows.
+            parts: Pieces of rows; by default an even number of pieces of at most 256, or a single one.
 
         Raises:
             WeightError: When the weight is of another kind.
@@ -84,6 +91,8 @@ class Panelled(Packed):
             raise SparseError(f"block must be one of {', '.join(map(str, BLOCKS))}, got {block!r}")
         height, width = block
         check_whole("panel", panel, error=SparseError)
+        if parts is None:
+            parts = 1 if rows <= PART_ROWS else 2 * -(-rows // (2 * PART_ROWS))
         check_whole("parts", parts, error=SparseError)
         if panel % width or panel // width > WIDEST_PANEL or parts > WIDEST_PANEL:
             raise SparseError(
