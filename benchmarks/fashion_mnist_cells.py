@@ -215,7 +215,9 @@ def outcome(model: nn.Module, pruner: Pruner) -> dict[str, Any]:
     """
     parameters = dict(model.named_parameters())
     for name, mask in pruner.masks.items():
-        if bool(parameters[name][~mask].count_nonzero()) or not pruner.finished:
+        pruned = parameters[name][~mask]
+        pruned = pruned[~pruned.isnan()]  # a training that diverged, not a mask that failed: NaN times zero is NaN
+        if bool(pruned.count_nonzero()) or not pruner.finished:
             raise RuntimeError(f"{name}: a pruned weight came back, or the schedule did not finish")
     macs = count_macs(model, (torch.zeros(1, 1, 28, 28),), masks=pruner.masks)
     report = pruner.history[-1]
@@ -223,6 +225,7 @@ def outcome(model: nn.Module, pruner: Pruner) -> dict[str, Any]:
     left = total - sum(row.total - row.kept for row in report.layers)
     return {
         "achieved_ratio": total / left,
+        "diverged": not all(bool(p.isfinite().all()) for p in parameters.values()),
         "sparsity": report.sparsity,
         "cut": {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in pruner.masks.items() if mask.dim() > 1},
         "kept": {row.name: [row.kept, row.total] for row in report.layers},

@@ -83,6 +83,7 @@ def write_page(result: dict[str, Any], path: Path) -> Path:
         *section("Layer collapse", collapse(results), plot_collapse(results, path)),
         *section("Cut out for real", slimming(results), gates(results)),
         LIMITS,
+        diverged(results),
         missing(results),
     ]
     path.write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
@@ -175,6 +176,18 @@ def compression(results: Results, net: str) -> Iterator[str]:
             ]
         )
     yield table(["method", *(f"{ratio:g}x" for ratio in ratios)], rows)
+
+
+def diverged(results: Results) -> str:
+    """Name the trainings that did not stay finite: they count as they are."""
+    found = [
+        f"{TITLES.get(cell['net'], cell['net'])}, {cell['key']}, seed {cell['seed']} ({cell['accuracy']:.0f} %)"
+        for cell in results.raw["cells"]
+        if cell.get("diverged")
+    ]
+    if not found:
+        return ""
+    return f"Training diverged, and counts in its mean with the accuracy that it ended with: {'; '.join(found)}."
 
 
 def epochs(count: int) -> str:

@@ -10,7 +10,7 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kAhead = 256;  // weights, a kilobyte, that are asked for before they are needed
+constexpr int64_t kAhead = 512;  // weights, two kilobytes, that are asked for before they are needed
 
 template <int R, int C, class Index>
 SECATEUR_INLINE void dot(const float* x, const Index* index, const float* value, int64_t count, float* out) {

@@ -282,10 +282,10 @@ def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def keep_blocked_(model: nn.Module) -> None:
-    """Let convolutions hand images in the kernels' own layout to 1x1 convolutions.
+    """Let convolutions hand images in the kernels' own layout to one another.
 
-    These read blocks where they are, as their input or as their residual. A larger kernel lays rows out anew either
-    way, and reads whole rows faster; anything else, and the model's output, gets images as torch has them.
+    They read blocks where they are, as their input or as their residual. Anything else, and the model's output, gets
+    images as torch has them.
     """
     if not isinstance(model, fx.GraphModule):
         return
@@ -300,7 +300,7 @@ def keep_blocked_(model: nn.Module) -> None:
         own, readers = layer(node), [layer(user) for user in node.users]
         if own is None or calls[node.target] > 1 or not readers:
             continue
-        own.blocked = all(reader is not None and reader.convolution.pointwise for reader in readers)
+        own.blocked = all(reader is not None for reader in readers)
 
 
 def _take_in_graph(fused: Fused, node: fx.Node) -> None:
