@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of a struct, a format or the meaning of an argument. */
-#define SECATEUR_ABI 1
+#define SECATEUR_ABI 2
 
 enum secateur_status {
   SECATEUR_OK = 0,
@@ -164,6 +164,11 @@ SECATEUR_API int32_t secateur_image_block(void);
 
 SECATEUR_API int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolution* shape, const float* x,
                                      float* y, const secateur_epilogue* epilogue, const secateur_plan* plan);
+
+/* The largest of what the kernel sees, in every channel of its own, in either layout. What is beside the image is never
+ * the largest. */
+SECATEUR_API int32_t secateur_max_pool2d(const secateur_convolution* shape, const float* x, float* y,
+                                         const secateur_plan* plan);
 
 #ifdef __cplusplus
 }

@@ -54,7 +54,7 @@ bool sound(const secateur_plan& p) {
 }
 
 // Whether the kernel fits in the image, and no size of it goes beyond 64 bits.
-bool sound(const secateur_convolution& s, const secateur_panelled& w) {
+bool sound(const secateur_convolution& s, int64_t outputs) {
   if (s.batch < 0 || s.channels < 0 || s.height < 0 || s.width < 0) return false;
   if (s.batch > kMost || s.channels > kMost || s.height > kMost || s.width > kMost) return false;
   for (int32_t n :
@@ -64,14 +64,18 @@ bool sound(const secateur_convolution& s, const secateur_panelled& w) {
     if (n < 0) return false;
   for (int32_t n : {s.x_block, s.y_block})
     if (n != 0 && n != kImageBlock) return false;
-  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
-  if (w.columns % taps != 0 || w.columns / taps != s.channels) return false;
   const int64_t height = s.height + s.pad_top + s.pad_bottom, width = s.width + s.pad_left + s.pad_right;
   if (height <= int64_t{s.kernel_height - 1} * s.dilation_height) return false;
   if (width <= int64_t{s.kernel_width - 1} * s.dilation_width) return false;
   const double image = static_cast<double>(height) * static_cast<double>(width) * static_cast<double>(s.batch + 1);
-  const double deepest = static_cast<double>((s.channels > w.rows ? s.channels : w.rows) + 1);
+  const double deepest = static_cast<double>((s.channels > outputs ? s.channels : outputs) + 1);
   return image * deepest <= static_cast<double>(kMost);
+}
+
+bool sound(const secateur_convolution& s, const secateur_panelled& w) {
+  if (!sound(s, w.rows)) return false;
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
+  return w.columns % taps == 0 && w.columns / taps == s.channels;
 }
 
 constexpr secateur_epilogue kNothing = {nullptr, nullptr, SECATEUR_NONE};
@@ -245,6 +249,13 @@ int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolut
   if (!sound(weight) || shape == nullptr || !sound(*shape, *weight)) return SECATEUR_BAD_ARGUMENT;
   return guarded(epilogue, plan, [&](const Kernels& k, const secateur_epilogue& after, const secateur_plan& how) {
     return k.conv2d(*weight, *shape, x, y, after, how);
+  });
+}
+
+int32_t secateur_max_pool2d(const secateur_convolution* shape, const float* x, float* y, const secateur_plan* plan) {
+  if (shape == nullptr || !sound(*shape, shape->channels)) return SECATEUR_BAD_ARGUMENT;
+  return guarded(nullptr, plan, [&](const Kernels& k, const secateur_epilogue&, const secateur_plan& how) {
+    return k.max_pool2d(*shape, x, y, how);
   });
 }
 

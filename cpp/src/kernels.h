@@ -20,6 +20,7 @@ struct Kernels {
                           const secateur_plan& plan);
   int32_t (*conv2d)(const secateur_panelled& w, const secateur_convolution& shape, const float* x, float* y,
                     const secateur_epilogue& epilogue, const secateur_plan& plan);
+  int32_t (*max_pool2d)(const secateur_convolution& shape, const float* x, float* y, const secateur_plan& plan);
 };
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -151,6 +151,7 @@ void refusals() {
   refused(secateur_spmm(nullptr, x.data(), 10, 1, y.data(), 6, 1, 3, nullptr, nullptr), "no weight");
   refused(secateur_gemv(nullptr, x.data(), y.data(), nullptr, nullptr), "no weight");
   refused(secateur_gemv_bitmask(nullptr, x.data(), y.data(), nullptr, nullptr), "no weight");
+  refused(secateur_max_pool2d(nullptr, x.data(), y.data(), nullptr), "no shape");
   refused(secateur_conv2d(&w.header, nullptr, x.data(), y.data(), nullptr, nullptr), "no shape");
   int64_t count = 0, runs = 0;
   refused(secateur_bitmask_count(dense.data(), -1, 10, &count), "negative rows");
@@ -168,8 +169,6 @@ void refusals() {
                 "a plain convolution");
   const std::function<void(secateur_convolution&)> wrong[] = {
       [](secateur_convolution& s) { s.batch = -1; },
-      [](secateur_convolution& s) { s.channels = 9; },
-      [](secateur_convolution& s) { s.channels = 10 + (int64_t{1} << 62), s.kernel_height = 4; },
       [](secateur_convolution& s) { s.height = INT64_MAX; },
       [](secateur_convolution& s) { s.width = int64_t{1} << 60; },
       [](secateur_convolution& s) { s.kernel_height = 0; },
@@ -179,12 +178,18 @@ void refusals() {
       [](secateur_convolution& s) { s.height = 0; },
       [](secateur_convolution& s) { s.x_block = 32; },
       [](secateur_convolution& s) { s.y_block = -64; },
-      [](secateur_convolution& s) { s.channels = 5, s.kernel_height = 2, s.dilation_height = INT32_MAX; },
+      [](secateur_convolution& s) { s.kernel_height = 2, s.dilation_height = INT32_MAX; },
   };
   for (const auto& change : wrong) {
     secateur_convolution s = fits;
     change(s);
     refused(secateur_conv2d(&w.header, &s, x.data(), y.data(), nullptr, nullptr), "a convolution that cannot be");
+    refused(secateur_max_pool2d(&s, x.data(), y.data(), nullptr), "a maximum that cannot be");
+  }
+  for (int64_t channels : {int64_t{9}, 10 + (int64_t{1} << 62)}) {
+    secateur_convolution s = fits;
+    s.channels = channels, s.kernel_height = channels == 9 ? 1 : 4;
+    refused(secateur_conv2d(&w.header, &s, x.data(), y.data(), nullptr, nullptr), "a weight that does not fit");
   }
   secateur_convolution apart = fits;  // strides beyond the image: one output
   apart.stride_height = apart.stride_width = INT32_MAX, apart.dilation_height = apart.dilation_width = INT32_MAX;

@@ -285,6 +285,49 @@ void convolution_case(Random& random) {
   }
 }
 
+void max_pool_case(Random& random) {
+  const secateur_convolution s = some_convolution(random);
+  const int64_t span_y = s.height + s.pad_top + s.pad_bottom - int64_t{s.kernel_height - 1} * s.dilation_height;
+  const int64_t span_x = s.width + s.pad_left + s.pad_right - int64_t{s.kernel_width - 1} * s.dilation_width;
+  const Images in = {s.channels, s.height * s.width, s.x_block};
+  Floats x = Floats::numbers(random, s.batch * in.size());
+  poison(random, x);
+  if (span_y < 1 || span_x < 1) {
+    expect_status(secateur_max_pool2d(&s, x.data(), nullptr, nullptr), SECATEUR_BAD_ARGUMENT,
+                  "a kernel larger than the image");
+    return;
+  }
+  const int64_t height = (span_y - 1) / s.stride_height + 1, width = (span_x - 1) / s.stride_width + 1;
+  const Images out = {s.channels, height * width, s.y_block};
+  for (const std::string& isa : usable_isas()) {
+    expect_status(secateur_use_isa(isa.c_str()), SECATEUR_OK, isa);
+    const std::string what = "max_pool2d, " + isa + named(s);
+    const Floats y = on_threads(random, s.batch * out.size(), 0, what, [&](float* to, const secateur_plan& plan) {
+      return secateur_max_pool2d(&s, x.data(), to, &plan);
+    });
+    std::vector<char> seen(static_cast<size_t>(y.size()));
+    for (int64_t i = 0; i < s.batch * s.channels * height * width; ++i) {
+      const int64_t pixel = i % (height * width), plane = i / (height * width);
+      const int64_t image = plane / s.channels, channel = plane % s.channels;
+      float best = -INFINITY;
+      for (int64_t k = 0; k < int64_t{s.kernel_height} * s.kernel_width; ++k) {
+        const int64_t v = pixel / width * s.stride_height + k / s.kernel_width * s.dilation_height - s.pad_top;
+        const int64_t u = pixel % width * s.stride_width + k % s.kernel_width * s.dilation_width - s.pad_left;
+        if (v < 0 || v >= s.height || u < 0 || u >= s.width) continue;
+        const float value = x[in.at(image, channel, v * s.width + u)];
+        if (!(value <= best)) best = std::isnan(best) ? best : value;
+      }
+      const int64_t at = out.at(image, channel, pixel);
+      seen[static_cast<size_t>(at)] = 1;
+      if (!(y[at] == best || (std::isnan(y[at]) && std::isnan(best))))
+        fail(what + ": output " + std::to_string(at) + " is " + std::to_string(y[at]) + ", expected " +
+             std::to_string(best));
+    }
+    for (int64_t i = 0; i < y.size(); ++i)
+      expect(seen[static_cast<size_t>(i)] || y[i] == 0.0f, what + ": lanes beyond the last pixel are left as they were");
+  }
+}
+
 }  // namespace plain
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -302,6 +345,7 @@ int main(int argc, char** argv) {
     Random random(static_cast<uint64_t>(i));
     product_case(random);
     convolution_case(random);
+    max_pool_case(random);
     damage_case(random);
   }
   refusals();

@@ -226,6 +226,7 @@ struct Places {
 // The parts of the test; each runs one case from its own random numbers.
 void product_case(Random& random);
 void convolution_case(Random& random);
+void max_pool_case(Random& random);
 void damage_case(Random& random);
 void refusals();
 void fork_case();

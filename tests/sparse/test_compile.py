@@ -22,7 +22,7 @@ from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, lo
 from secateur.sparse import compiled as module
 from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
 from secateur.sparse.images import Blocked
-from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
+from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
@@ -88,6 +88,7 @@ def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         return Tuned(next(iter(options(problem))), 2.0, 1.0)
 
     monkeypatch.setattr(Tuner, "tune", choose)
+    monkeypatch.setattr(Tuner, "tune_pool", lambda *_: Tuned(Option("kernel"), 2.0, 1.0))
 
 
 def answers(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -403,19 +404,60 @@ def test_vectors_pass_from_layer_to_layer_as_the_kernels_have_them() -> None:
 
 
 class Bottleneck(nn.Module):
-    """Two residual blocks of 1x1, 3x3 and 1x1 convolutions, and something dense in between."""
+    """Two residual blocks of 1x1, 3x3 and 1x1 convolutions, and maxima, of which one reaches the kernels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a1, self.a2, self.a3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
         self.b1, self.b2, self.b3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
-        self.end = nn.Conv2d(32, 8, 1)
+        self.pool, self.end = nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(32, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
         x = F.relu(self.a3(F.relu(self.a2(F.relu(self.a1(x))))) + x)
         x = F.relu(self.b3(F.relu(self.b2(F.relu(self.b1(x))))) + x)
         out: Tensor = self.end(F.max_pool2d(x, 2))
         return out
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_maximum_over_images_is_saved_and_loaded(tmp_path: Path) -> None:
+    x, path = torch.randn(2, 32, 10, 9), tmp_path / "model.sparse.safetensors"
+    compiled = compile(pruned(Bottleneck()), x, cache=False, measure=False)
+    save(compiled, path)
+    loaded = load(path, Bottleneck(), x)
+    assert isinstance(loaded.model.get_submodule("pool"), MaxPool2d)
+    assert torch.equal(answers(loaded, x), answers(compiled, x))
+    other = Bottleneck()
+    other.pool = nn.MaxPool2d(2, 2)
+    with pytest.raises(CheckpointError, match="another architecture: pool is a maximum with"):
+        load(path, other, x)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, return_indices=True),
+        nn.MaxPool2d(3, padding=2),
+        type("Own", (nn.MaxPool2d,), {})(2),
+    ],
+)
+def test_other_maxima_stay_with_torch(module: nn.MaxPool2d) -> None:
+    assert MaxPool2d.of(module) is None
+
+
+def test_faster_maximum_is_measured_once(tmp_path: Path) -> None:
+    dense, x, cache = nn.MaxPool2d(3, 2, padding=1), torch.randn(1, 3, 24, 24), tmp_path / "sparse.json"
+    ours = MaxPool2d.of(dense)
+    assert ours is not None
+    tuner = Tuner(1, cache)
+    first = tuner.tune_pool(dense, ours, x)
+    tuner.save()
+    again = Tuner(1, cache).tune_pool(dense, ours, x)
+    assert min(first.dense_ms, first.ms) > 0
+    assert again.cached
+    assert (again.option, again.ms) == (first.option, first.ms)
 
 
 @pytest.mark.usefixtures("sparse_wins")
@@ -424,8 +466,13 @@ def test_images_stay_in_blocks_between_convolutions_that_read_them_there() -> No
     x = torch.randn(2, 32, 10, 9)
     compiled = compile(model, x, cache=False, measure=False)
     blocked = {n for n, m in compiled.model.named_modules() if isinstance(m, SparseConv2d) and m.blocked}
-    assert blocked == {"a2", "a3", "b2"}
-    for other in (x, torch.randn(1, 32, 16, 16), torch.randn(3, 32, 4, 2)):
+    assert blocked == {"a1", "a2", "a3", "b1", "b2"}  # what b3 gives goes to a function of torch
+    pool = compiled.model.get_submodule("pool")
+    assert isinstance(pool, MaxPool2d)
+    assert pool.blocked
+    assert [row.name for row in compiled.report.layers] == ["pool", "a1", "a2", "a3", "b1", "b2", "b3", "end"]
+    assert compiled.report.summary()[0].startswith("7 of 7 layers packed")
+    for other in (x, torch.randn(1, 32, 16, 16), torch.randn(3, 32, 8, 4)):
         torch.testing.assert_close(answers(compiled, other), answers(model, other), rtol=1e-4, atol=1e-5)
     program = torch.export.export(compiled, (x,)).module()
     torch.testing.assert_close(answers(program, x), answers(compiled, x))

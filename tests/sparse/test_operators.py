@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dense_products import dense_conv2d, dense_linear, numbers, sparse
 from secateur.errors import SparseError
@@ -60,6 +61,18 @@ def test_conv2d_is_a_sound_operator(form: type[Panelled | Csr], blocked_in: bool
     got = Blocked(got, height, width).images() if blocked else got
     expected = dense_conv2d(images, WEIGHT.view(8, 3, 2, 2), HOW, BIAS, added, "relu")
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("blocked_in", [False, True])
+def test_max_pool2d_is_a_sound_operator(blocked_in: bool, blocked: bool) -> None:
+    images, how = numbers(2, 3, 9, 11), Convolution((3, 3), (2, 1), (1, 1, 1, 1))
+    x = Blocked.of(images).data if blocked_in else images
+    arguments = (x, [*how.flat(), 9, 11, int(blocked_in), int(blocked)])
+    torch.library.opcheck(torch.ops.secateur.max_pool2d.default, arguments)
+    got = torch.ops.secateur.max_pool2d(*arguments)
+    got = Blocked(got, *how.output(9, 11)).images() if blocked else got
+    assert torch.equal(got, F.max_pool2d(images, 3, (2, 1), 1))
 
 
 class Small(nn.Module):

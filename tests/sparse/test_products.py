@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from dense_products import (
     activated,
@@ -32,7 +33,7 @@ from dense_products import (
     sparse,
 )
 from secateur.errors import SecateurError, SparseError, WeightError
-from secateur.sparse import Bitmask, Convolution, Panelled, conv2d, isa, isas, linear, reason, use_isa
+from secateur.sparse import Bitmask, Convolution, Panelled, conv2d, isa, isas, linear, max_pool2d, reason, use_isa
 from secateur.sparse.images import Blocked
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
@@ -157,6 +158,45 @@ def test_conv2d_is_the_dense_layer(
     magnitudes = [None if t is None else t.abs() for t in (bias, residual)]
     assert_close(outs[0], expected, _conv_of_zeros(x.abs(), shaped.abs(), how, *magnitudes, "none"))
     assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 20), st.integers(1, 70)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 9)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 5])),
+    padded=st.tuples(st.booleans(), st.booleans()),
+    layouts=st.tuples(st.booleans(), st.booleans()),
+    poisoned=st.booleans(),
+    seed=seeds,
+)
+def test_max_pool2d_is_torchs(
+    each_isa: str,
+    sizes: tuple[int, int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    padded: tuple[bool, bool],
+    layouts: tuple[bool, bool],
+    poisoned: bool,
+    seed: int,
+) -> None:
+    pad = (kernel[0] // 2 * padded[0], kernel[1] // 2 * padded[1])
+    how = Convolution(kernel, stride, pad * 2, dilation)
+    x = numbers(*sizes, seed=seed)
+    if poisoned:
+        x.view(-1)[seed % x.numel()] = (math.nan, math.inf, -math.inf)[seed % 3]
+    images = Blocked.of(x) if layouts[0] else x
+    if min(how.output(sizes[2], sizes[3])) < 1:
+        with pytest.raises(SparseError, match="does not fit"):
+            max_pool2d(images, how)
+        return
+    expected = F.max_pool2d(x, kernel, stride, pad, dilation)
+    for threads in (1, 3):
+        out = max_pool2d(images, how, threads=threads, blocked=layouts[1])
+        got = out.images() if isinstance(out, Blocked) else out
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def _conv_of_zeros(

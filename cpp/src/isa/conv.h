@@ -93,6 +93,8 @@ struct Geometry {
   }
 };
 
+// What the taps of a kernel see. Beside the image are zeros, or for a maximum the lowest number there is.
+template <bool kLowest>
 class Taps final : public Source {
  public:
   Taps(const Geometry& geometry, const float* image) : g_(geometry), image_(image) {}
@@ -126,12 +128,14 @@ class Taps final : public Source {
     const int64_t tap = feature % g_.taps;
     const int64_t y = position / g_.period * s.stride_height + tap / s.kernel_width * s.dilation_height - s.pad_top;
     const int64_t x = position % g_.period * s.stride_width + tap % s.kernel_width * s.dilation_width - s.pad_left;
-    if (y < 0 || y >= s.height || x < 0 || x >= s.width) return 0.0f;
+    if (y < 0 || y >= s.height || x < 0 || x >= s.width) return kBeside;
     const int64_t pixel = y * s.width + x;
     return block(feature / g_.taps, pixel / kImageBlock)[pixel % kImageBlock];
   }
 
  private:
+  static constexpr float kBeside = kLowest ? -__builtin_inff() : 0.0f;
+
   // The part of the image that a tile sees, one channel at a time.
   struct View {
     int64_t top, bottom;  // output rows, both included
@@ -199,7 +203,7 @@ class Taps final : public Source {
       const int64_t i = v.blocks[n], there = least(g_.pixels - i * kImageBlock, kImageBlock);
       float* to = v.window + (i - v.first_block) * kImageBlock;
       if (i < 0 || there <= 0) {
-        std::memset(to, 0, kImageBlock * 4);
+        fill(to, kImageBlock);
         continue;
       }
       const float* from = block(channel, i);
@@ -210,8 +214,12 @@ class Taps final : public Source {
         store<kWidth>(to + lane, x);
       }
       for (; lane < there; ++lane) *rest += (to[lane] = from[lane]) * 0.0f;
-      for (; lane < kImageBlock; ++lane) to[lane] = 0.0f;
+      if (lane < kImageBlock) fill(to + lane, kImageBlock - lane);
     }
+  }
+
+  static void fill(float* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = kBeside;
   }
 
   // Lays the rows of the window out in phases. What is written beyond the end of a row, the next one overwrites.
@@ -229,8 +237,7 @@ class Taps final : public Source {
         float* to = phases + i * g_.period;
         if (y < seen || y >= unseen) continue;
         if (y < 0 || y >= s.height) {
-          for (int64_t b = 0; b < columns.count && end > begin; ++b)
-            std::memset(to + b * g_.phase_size + begin, 0, static_cast<size_t>(end - begin) * 4);
+          for (int64_t b = 0; b < columns.count; ++b) fill(to + b * g_.phase_size + begin, end - begin);
           continue;
         }
         const float* from = v.window + (y * s.width - v.first_block * kImageBlock);
@@ -287,7 +294,9 @@ class Taps final : public Source {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
       const ints<L> there = *reinterpret_cast<const ints<L>*>(mask + i * L);
-      store<L>(to + i * L, (vec<L>)((ints<L>)load_loose<L>(from + i * L) & there));
+      ints<L> seen = (ints<L>)load_loose<L>(from + i * L) & there;
+      if (kLowest) seen |= (ints<L>)splat<L>(kBeside) & ~there;
+      store<L>(to + i * L, (vec<L>)seen);
     }
   }
 
@@ -382,20 +391,24 @@ inline int64_t floats_of(int64_t channels, int64_t height, int64_t width, int32_
   return channels * (block == 0 ? height * width : divide_up(height * width, block) * block);
 }
 
+// Lanes beyond the last pixel of an image in blocks.
+inline void clear_beyond(float* y, int64_t rows, int64_t pixels, int32_t block) {
+  if (block == 0 || pixels % block == 0) return;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t lane = pixels % block; lane < block; ++lane) y[(pixels / block * rows + row) * block + lane] = 0.0f;
+}
+
 // One image; `threads` work on it.
 inline int32_t convolve(const secateur_panelled& w, const Geometry& geometry, const float* x, float* y,
                         const secateur_epilogue& after, int32_t tile, int32_t threads) {
   const secateur_convolution& s = geometry.shape;
   const bool direct = pointwise(s);
   const int64_t pixels = geometry.height * geometry.width;
-  if (s.y_block != 0)  // lanes beyond the last pixel
-    for (int64_t row = 0; pixels % s.y_block != 0 && row < w.rows; ++row)
-      for (int64_t lane = pixels % s.y_block; lane < s.y_block; ++lane)
-        y[(pixels / s.y_block * w.rows + row) * s.y_block + lane] = 0.0f;
+  clear_beyond(y, w.rows, pixels, s.y_block);
   const ImageOut sink(y, w.rows, geometry.height, geometry.width, geometry.period, s.y_block, after);
   const Vectors plain(x, 1, pixels);
   const BlocksIn blocks(x, s.channels);
-  const Taps unfolded(geometry, x);
+  const Taps<false> unfolded(geometry, x);
   const Source& source = !direct ? static_cast<const Source&>(unfolded)
                          : s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
   return run_product({w, source, sink, y, geometry.positions(), after, tile, cell_for(w, tile)}, threads);

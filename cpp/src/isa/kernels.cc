@@ -4,6 +4,7 @@
 
 #include "conv.h"
 #include "gemv.h"
+#include "max_pool.h"
 #include "spmm.h"
 
 namespace secateur {
@@ -27,6 +28,6 @@ bool usable() {
 
 }  // namespace
 
-const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, kWidth, usable, spmm, gemv, gemv_bitmask, conv2d};
+const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, kWidth, usable, spmm, gemv, gemv_bitmask, conv2d, max_pool2d};
 
 }  // namespace secateur

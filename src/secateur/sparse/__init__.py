@@ -4,9 +4,9 @@ from secateur.sparse.compiled import Compiled, compile
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import Bitmask, Panelled, nbytes
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import SparseConv2d, SparseLinear
+from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
 from secateur.sparse.library import isa, isas, reason, use_isa
-from secateur.sparse.ops import conv2d, linear
+from secateur.sparse.ops import conv2d, linear, max_pool2d
 from secateur.sparse.saved import load, save
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Compiled",
     "Convolution",
     "Csr",
+    "MaxPool2d",
     "Panelled",
     "SparseConv2d",
     "SparseLinear",
@@ -23,6 +24,7 @@ __all__ = [
     "isas",
     "linear",
     "load",
+    "max_pool2d",
     "nbytes",
     "reason",
     "save",

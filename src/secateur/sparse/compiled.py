@@ -28,8 +28,8 @@ from secateur.sparse.fuse import (
     take_in_,
 )
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import SparseLayer
-from secateur.sparse.library import engine
+from secateur.sparse.layers import MaxPool2d, SparseLayer
+from secateur.sparse.library import engine, reason
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
 
@@ -131,15 +131,18 @@ def compile(  # as torch.compile
         fused = fuse(copy.deepcopy(dense), args, kwargs)
         tuner = Tuner(threads, path)
         layers = _tune(fused, args, kwargs, tuner)
-        tuner.save()
         names = {name for name, (_, tuned) in layers.items() if tuned.option.kind != "dense"}
         take_in_(fused, names, args, kwargs)
         for name in names:
             problem, tuned = layers[name]
             replace_(fused.model, name, build(problem, tuned.option))
+        pools = _replace_pools_(fused, args, kwargs, tuner) if names else []
+        tuner.save()
         keep_blocked_(fused.model)
         keep_feature_major_(fused.model, args, kwargs)
-        rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()]
+        places = {name: place for place, (name, _) in enumerate(fused.model.named_modules())}
+        rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()] + pools
+        rows.sort(key=lambda row: places[row.name])
         report = CompileReport(
             rows, threads, engine(), fused.traced, fused.folded, left=_left(fused.model, set(layers))
         )
@@ -201,6 +204,24 @@ def _tune(
     return layers
 
 
+def _replace_pools_(fused: Fused, args: tuple[Any, ...], kwargs: dict[str, Any], tuner: Tuner) -> list[LayerReport]:
+    """Replace maxima over images by those of the kernels, which keep images in blocks, where they are faster."""
+    if reason():
+        return []
+    rows = []
+    inputs = _inputs_of(fused.model, args, kwargs, (nn.MaxPool2d,))
+    for name, module in list(fused.model.named_modules()):
+        ours = MaxPool2d.of(module) if name in inputs and isinstance(module, nn.MaxPool2d) else None
+        if ours is None:
+            continue
+        tuned = tuner.tune_pool(module, ours, inputs[name])
+        if tuned.option.kind != "dense":
+            replace_(fused.model, name, ours)
+        choice = str(tuned.option)
+        rows.append(LayerReport(name, (), 0.0, choice, tuned.dense_ms, tuned.ms, 0, 0, "none", False, tuned.cached))
+    return rows
+
+
 def _left(model: nn.Module, measured: set[str]) -> dict[str, str]:
     """Return the weights with many zeros that were not measured, and why."""
     found = {}
@@ -244,7 +265,9 @@ def _problem(module: nn.Module, activation: str, x: Tensor) -> Problem:
     return Problem(module.weight.detach(), bias, activation, convolution, x if x.dim() == 4 else x.unsqueeze(0))
 
 
-def _inputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+def _inputs_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kinds: tuple[type[nn.Module], ...] = LAYERS
+) -> dict[str, Tensor]:
     """Return what each layer is given in one forward; of several calls, the largest input."""
     found: dict[str, Tensor] = {}
 
@@ -258,7 +281,7 @@ def _inputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, LAYERS):
+            if isinstance(module, kinds):
                 stack.callback(module.register_forward_pre_hook(before(name)).remove)
         model(*args, **kwargs)
     return found

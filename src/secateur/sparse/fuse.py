@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from secateur.sparse.fallback import AFTERWARDS
-from secateur.sparse.layers import SparseConv2d, SparseLayer, SparseLinear
+from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
 
 LAYERS = (nn.Linear, nn.Conv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -282,7 +282,7 @@ def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def keep_blocked_(model: nn.Module) -> None:
-    """Let convolutions hand images in the kernels' own layout to one another.
+    """Let convolutions and maxima over images hand images in the kernels' own layout to one another.
 
     They read blocks where they are, as their input or as their residual. Anything else, and the model's output, gets
     images as torch has them.
@@ -291,9 +291,9 @@ def keep_blocked_(model: nn.Module) -> None:
         return
     modules = dict(model.named_modules())
 
-    def layer(node: fx.Node) -> SparseConv2d | None:
+    def layer(node: fx.Node) -> SparseConv2d | MaxPool2d | None:
         module = modules[str(node.target)] if node.op == "call_module" else None
-        return module if isinstance(module, SparseConv2d) else None
+        return module if isinstance(module, SparseConv2d | MaxPool2d) else None
 
     calls = _calls_of(model.graph)
     for node in model.graph.nodes:

@@ -14,7 +14,7 @@ from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, Weight, nbytes
 from secateur.sparse.images import Blocked, Convolution
 from secateur.sparse.library import ACTIVATIONS
-from secateur.sparse.operators import conv2d_operator
+from secateur.sparse.operators import conv2d_operator, max_pool2d_operator
 
 
 class SparseLayer(nn.Module):
@@ -178,19 +178,65 @@ class SparseConv2d(SparseLayer):
         }
 
 
-def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d:
-    """Put a layer together again from :meth:`SparseLayer.settings` and its tensors, all of it checked.
+class MaxPool2d(nn.Module):
+    """The largest value that a kernel sees, from and to images in either layout.
+
+    Attributes:
+        convolution: Kernel, stride, padding, dilation.
+        blocked: Whether it returns images in the kernels' own layout, for a convolution; it takes both.
+    """
+
+    def __init__(self, convolution: Convolution, *, blocked: bool = False) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.blocked = blocked
+
+    @classmethod
+    def of(cls, module: nn.MaxPool2d) -> MaxPool2d | None:
+        """Return what does the same as one of torch's, or nothing where the kernels do not know how."""
+        if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
+            return None
+        kernel, stride, padding, dilation = (
+            (int(n), int(n)) if isinstance(n, int) else (int(n[0]), int(n[1]))
+            for n in (module.kernel_size, module.stride, module.padding, module.dilation)
+        )
+        if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
+            return None  # torch refuses it
+        return cls(Convolution(kernel, stride, padding * 2, dilation))
+
+    def forward(self, x: Tensor | Blocked) -> Any:
+        """Return the output images, ``[batch, channels, height, width]``; a single image may come without its batch."""
+        if isinstance(x, Tensor) and x.dim() == 3:
+            out = self.forward(x.unsqueeze(0))
+            return out.squeeze(0) if isinstance(out, Tensor) else out
+        if torch.compiler.is_compiling():
+            return max_pool2d_operator(x, self.convolution, self.blocked)
+        return ops.max_pool2d(x, self.convolution, blocked=self.blocked)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes this layer: plain values, for JSON."""
+        return {"layer": "max_pool2d", "convolution": self.convolution.flat(), "blocked": self.blocked}
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows."""
+        return str(self.convolution)
+
+
+def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d | MaxPool2d:
+    """Put a layer together again from its ``settings()`` and its tensors, all of it checked.
 
     Raises:
         SparseError: When something is missing, of another type, or does not fit.
     """
+    check_choice("layer", settings.get("layer"), ("linear", "conv2d", "max_pool2d"))
+    if settings["layer"] == "max_pool2d":
+        return MaxPool2d(_convolution_of(settings), blocked=settings.get("blocked", False) is True)
     try:
         kind, numbers, layer = settings["kind"], settings["numbers"], settings["layer"]
         activation, tile = settings["activation"], settings["tile"]
     except (KeyError, TypeError) as error:
         raise SparseError(f"a sparse layer's settings lack {error}") from None
     check_choice("kind", kind, FORMATS)
-    check_choice("layer", layer, ("linear", "conv2d"))
     if activation not in ACTIVATIONS or type(tile) is not int or not 0 <= tile <= 256:
         raise SparseError(f"a sparse layer with activation {activation!r} and tile {tile!r} cannot be")
     if not isinstance(numbers, Mapping):
@@ -202,13 +248,18 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
     if layer == "linear":
         feature_major = settings.get("feature_major", False) is True
         return SparseLinear(weight, bias, activation=activation, tile=tile, feature_major=feature_major)
+    convolution = _convolution_of(settings)
+    height, width = convolution.kernel
+    if isinstance(weight, Bitmask):
+        raise SparseError("a sparse convolution needs a panelled or csr weight, not a bitmask one")
+    if weight.columns % (height * width):
+        raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {height}x{width}")
+    blocked = settings.get("blocked", False) is True
+    return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)
+
+
+def _convolution_of(settings: Mapping[str, Any]) -> Convolution:
     flat = settings.get("convolution")
     if not isinstance(flat, list) or len(flat) != 10 or not all(type(n) is int and 0 <= n < 2**31 for n in flat):
         raise SparseError(f"a sparse convolution is described by ten whole numbers, got {flat!r}")
-    if isinstance(weight, Bitmask) or min(flat[:4] + flat[8:]) < 1:
-        raise SparseError(f"a sparse convolution needs a panelled or csr weight, and sizes of at least 1, got {flat!r}")
-    if weight.columns % (flat[0] * flat[1]):
-        raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {flat[0]}x{flat[1]}")
-    blocked = settings.get("blocked", False) is True
-    convolution = Convolution.of_flat(flat)
-    return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)
+    return Convolution.of_flat(flat)

@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.errors import SparseError, nearest
 
-ABI = 1
+ABI = 2
 """Version of the interface in ``cpp/include/secateur_sparse.h`` that this package was written for."""
 
 VARIABLE = "SECATEUR_SPARSE_LIBRARY"
@@ -104,6 +104,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gemv": (_INT, (_PANELLED, _POINTER, _POINTER, _AFTER, _PLAN)),
     "gemv_bitmask": (_INT, (_BITMASK, _POINTER, _POINTER, _AFTER, _PLAN)),
     "conv2d": (_INT, (_PANELLED, ctypes.POINTER(ConvolutionStruct), _POINTER, _POINTER, _AFTER, _PLAN)),
+    "max_pool2d": (_INT, (ctypes.POINTER(ConvolutionStruct), _POINTER, _POINTER, _PLAN)),
 }
 
 

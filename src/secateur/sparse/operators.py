@@ -15,7 +15,7 @@ from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
 from secateur.sparse.formats import FORMATS, Bitmask
 from secateur.sparse.images import Blocked, Convolution, shape_of, size_of
-from secateur.sparse.ops import conv2d, linear, spread
+from secateur.sparse.ops import conv2d, linear, max_pool2d, spread
 
 
 class _Checked(NamedTuple):
@@ -59,6 +59,7 @@ _library.define(
     "sparse_conv2d(Tensor x, Tensor[] arrays, int[] header, SymInt[] convolution, Tensor? bias, Tensor? residual, "
     "str activation, int tile) -> Tensor"
 )
+_library.define("max_pool2d(Tensor x, SymInt[] convolution) -> Tensor")
 
 
 @torch.library.impl(_library, "sparse_linear", "CPU")
@@ -96,6 +97,15 @@ def _sparse_conv2d(
     return result
 
 
+@torch.library.impl(_library, "max_pool2d", "CPU")
+def _max_pool2d(x: Tensor, convolution: list[int]) -> Tensor:
+    *flat, height, width, blocked_in, blocked = convolution
+    images = Blocked(x, height, width) if blocked_in else x
+    out = max_pool2d(images, Convolution.of_flat(flat), blocked=bool(blocked))
+    result: Tensor = out.data if isinstance(out, Blocked) else out
+    return result
+
+
 @torch.library.register_fake("secateur::sparse_linear", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_linear(
     x: Tensor,
@@ -127,6 +137,22 @@ def _fake_conv2d(
 ) -> Tensor:
     *flat, height, width, _, blocked = convolution
     return x.new_empty(shape_of(x.shape[0], header[0], *Convolution.of_flat(flat).output(height, width), bool(blocked)))
+
+
+@torch.library.register_fake("secateur::max_pool2d", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_max_pool2d(x: Tensor, convolution: list[int]) -> Tensor:
+    *flat, height, width, blocked_in, blocked = convolution
+    size = Convolution.of_flat(flat).output(height, width)
+    return x.new_empty(shape_of(x.shape[0], x.shape[2 if blocked_in else 1], *size, bool(blocked)))
+
+
+def max_pool2d_operator(x: Tensor | Blocked, convolution: Convolution, blocked: bool) -> Any:
+    """Call the operator ``secateur::max_pool2d``, which knows tensors and numbers alone."""
+    data, height, width = x if isinstance(x, Blocked) else (x, *size_of(x))
+    out = torch.ops.secateur.max_pool2d(
+        data, [*convolution.flat(), height, width, int(isinstance(x, Blocked)), int(blocked)]
+    )
+    return Blocked(out, *convolution.output(height, width)) if blocked else out
 
 
 def conv2d_operator(  # noqa: PLR0913  # as the operator

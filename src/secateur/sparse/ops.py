@@ -116,8 +116,8 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
 ) -> Any:
     """Return a convolution with a packed weight, its bias, a residual and an activation.
 
-    The image is laid out once so that every tap of the kernel is a shift of whole rows; pixels side by side are the
-    vectors of the product. A 1x1 convolution of images in blocks reads them where they are.
+    Pixels side by side are the vectors of the product; what every tap of the kernel sees of them is laid out just
+    before it is used. A 1x1 convolution of images in blocks reads them where they are.
 
     Args:
         x: Float32 ``[batch, channels, height, width]`` on the CPU, or images in blocks.
@@ -137,18 +137,14 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     Raises:
         SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
     """
-    data, height, width = x if isinstance(x, Blocked) else (x, *size_of(x))
-    if isinstance(x, Blocked):
-        x.check()
+    data, height, width = _images(x)
     channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
     taps = math.prod(convolution.kernel)
     if channels * taps != weight.columns:
         raise SparseError(
             f"expected images of {weight.columns // max(taps, 1)} channels, got {channels} in {tuple(data.shape)}"
         )
-    out_height, out_width = convolution.output(height, width)
-    if out_height < 1 or out_width < 1:
-        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {(height, width)}")
+    out_height, out_width = _fitting(convolution, height, width)
     out = torch.empty(shape_of(data.shape[0], weight.rows, out_height, out_width, blocked))
     added = None
     if residual is not None:
@@ -181,6 +177,62 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     )
     check(status, "a sparse convolution")
     return Blocked(out, out_height, out_width) if blocked else out
+
+
+def max_pool2d(
+    x: Tensor | Blocked, convolution: Convolution, *, threads: int | None = None, blocked: bool = False
+) -> Any:
+    """Return the largest value that a kernel sees, in every channel of its own: ``torch.nn.functional.max_pool2d``.
+
+    What is beside the image is never the largest. NaN is, as in torch.
+
+    Args:
+        x: Float32 ``[batch, channels, height, width]`` on the CPU, or images in blocks.
+        convolution: Kernel, stride, padding, dilation.
+        threads: By default as many as torch's operators use.
+        blocked: Return images in blocks.
+
+    Returns:
+        Float32 ``[batch, channels, height, width]``, or a :class:`Blocked`.
+
+    Raises:
+        SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
+
+    Example:
+        >>> max_pool2d(torch.arange(16.0).view(1, 1, 4, 4), Convolution((2, 2), (2, 2))).flatten().tolist()
+        [5.0, 7.0, 13.0, 15.0]
+    """
+    data, height, width = _images(x)
+    channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
+    out_height, out_width = _fitting(convolution, height, width)
+    _check_all(data, 0, None, None, "none")
+    out = torch.empty(shape_of(data.shape[0], channels, out_height, out_width, blocked))
+    images = data.resolve_neg().contiguous()
+    blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
+    status = library().secateur_max_pool2d(
+        ConvolutionStruct(images.shape[0], channels, height, width, *convolution.flat(), *blocks),
+        images.data_ptr(),
+        out.data_ptr(),
+        _plan(0, threads),
+    )
+    check(status, "a maximum over images")
+    return Blocked(out, out_height, out_width) if blocked else out
+
+
+def _images(x: Tensor | Blocked) -> tuple[Tensor, int, int]:
+    """Return the tensor that holds images, and their height and width."""
+    if isinstance(x, Blocked):
+        x.check()
+        return x.data, x.height, x.width
+    return x, *size_of(x)
+
+
+def _fitting(convolution: Convolution, height: int, width: int) -> tuple[int, int]:
+    """Return the size of the output image."""
+    size = convolution.output(height, width)
+    if min(size) < 1:
+        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {(height, width)}")
+    return size
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:

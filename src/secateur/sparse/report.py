@@ -13,7 +13,7 @@ class LayerReport:
 
     Attributes:
         name: Of the module.
-        shape: Of its weight.
+        shape: Of its weight; empty where it has none.
         sparsity: Part of its weights that is zero.
         choice: What it runs as.
         dense_ms: Measured with cold caches, dense; NaN where it was not measured because it has too few zeros.
@@ -82,16 +82,18 @@ class CompileReport:
             times = f"{'':>8} {'':>8} {'':>5}"
             if not math.isnan(layer.dense_ms):
                 times = f"{layer.dense_ms:8.3f} {layer.sparse_ms:8.3f} {layer.dense_ms / layer.sparse_ms:5.2f}"
-            lines.append(f"{name:<28} {layer.sparsity:5.0%} {times}  {layer.choice}")
+            zeros = f"{layer.sparsity:.0%}" if layer.shape else ""
+            lines.append(f"{name:<28} {zeros:>5} {times}  {layer.choice}")
         lines += [f"{name}: dense, {reason}" for name, reason in self.left.items()]
         return "\n".join([*lines, *self.summary()])
 
     def summary(self) -> list[str]:
         """Return the whole model in one or two sentences."""
         dense, now = (sum(getattr(layer, what) for layer in self.layers) for what in ("dense_bytes", "bytes"))
-        packed = sum(layer.choice != "dense" for layer in self.layers)
+        weighted = [layer for layer in self.layers if layer.shape]
+        packed = sum(layer.choice != "dense" for layer in weighted)
         lines = [
-            f"{packed} of {len(self.layers)} layers packed, weights {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; "
+            f"{packed} of {len(weighted)} layers packed, weights {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; "
             f"{self.folded} batch norms folded; answers differ by {self.difference:.0e}; measured with "
             f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}"
         ]

@@ -16,7 +16,7 @@ from secateur.errors import CheckpointError, SparseError
 from secateur.inputs import split_inputs
 from secateur.sparse.compiled import Compiled
 from secateur.sparse.fuse import Fused, fuse, replace_, take_in_
-from secateur.sparse.layers import SparseLayer, layer_of
+from secateur.sparse.layers import MaxPool2d, SparseLayer, layer_of
 from secateur.sparse.library import engine
 from secateur.sparse.report import CompileReport
 
@@ -37,7 +37,7 @@ def save(compiled: Compiled, path: str | Path) -> None:
     Raises:
         CheckpointError: When the file cannot be written.
     """
-    layers = {n: m.settings() for n, m in compiled.model.named_modules() if isinstance(m, SparseLayer)}
+    layers = {n: m.settings() for n, m in compiled.model.named_modules() if isinstance(m, SparseLayer | MaxPool2d)}
     what = {"layers": layers, "traced": compiled.fused.traced, "folded": compiled.fused.folded}
     write_tensors(path, _state(compiled.model), KIND, {_KEY: json.dumps(what)})
 
@@ -76,14 +76,16 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
         missing = [name for name in layers if name not in dict(fused.model.named_modules())]
         if missing:
             raise CheckpointError(f"{path}: comes from another architecture: this model has no layer {missing[0]!r}")
-        take_in_(fused, set(layers), args, kwargs)
+        take_in_(fused, {n for n, what in layers.items() if what.get("layer") != "max_pool2d"}, args, kwargs)
         for name, settings in layers.items():
             own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
             try:
                 layer = layer_of(settings, own)
             except SparseError as error:
                 raise SparseError(f"{path}: {name}: {error}") from None
-            if layer.activation != fused.activations.get(name, "none"):
+            if isinstance(layer, MaxPool2d):
+                _check_pool(path, name, fused.model.get_submodule(name), layer)
+            elif layer.activation != fused.activations.get(name, "none"):
                 raise CheckpointError(
                     f"{path}: comes from another architecture: {name} is followed by {layer.activation} there and by "
                     f"{fused.activations.get(name, 'none')} here"
@@ -92,6 +94,15 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
         _fill(path, fused.model, tensors)
     report = CompileReport([], torch.get_num_threads(), engine(), fused.traced, fused.folded)
     return Compiled(fused.model, report, fused)
+
+
+def _check_pool(path: str | Path, name: str, module: nn.Module, layer: MaxPool2d) -> None:
+    here = MaxPool2d.of(module) if isinstance(module, nn.MaxPool2d) else None
+    if here is None or here.convolution != layer.convolution:
+        raise CheckpointError(
+            f"{path}: comes from another architecture: {name} is a maximum with {layer.convolution} there, and "
+            f"{module} here"
+        )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ from secateur.sparse.arrays import as_matrix
 from secateur.sparse.fallback import AFTERWARDS, LEAST_SPARSITY, Csr
 from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, Weight
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import SparseConv2d, SparseLinear
+from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
 from secateur.sparse.library import engine, reason
 
 VERSION = 1
@@ -44,7 +44,8 @@ class Option:
     """One way to run a layer.
 
     Attributes:
-        kind: ``"dense"``, ``"panelled"``, ``"bitmask"`` or, where the kernels are missing, ``"csr"``.
+        kind: ``"dense"``, ``"panelled"``, ``"bitmask"``; where the kernels are missing, ``"csr"``; ``"kernel"`` for a
+            layer without weights.
         block: Rows and columns of a block.
         panel: Columns of a panel.
         tile: Positions at a time.
@@ -218,27 +219,40 @@ class Tuner:
 
     def tune(self, problem: Problem) -> Tuned:
         """Return the fastest way to run a layer."""
-        key = f"{cpu_name('model name', 'CPU part')}|{torch.__version__}|{problem.key(self.threads)}"
+
+        def layers() -> dict[Option, nn.Module]:
+            ways = [Option(), *options(problem)]
+            weights = {one: _pack(problem, one) for one in {replace(way, tile=0) for way in ways}}  # tiles share them
+            return {way: _layer(problem, way, weights[replace(way, tile=0)]) for way in ways}
+
+        return self._fastest(problem.key(self.threads), layers, problem.x)
+
+    def tune_pool(self, dense: nn.MaxPool2d, ours: MaxPool2d, x: Tensor) -> Tuned:
+        """Return whether a maximum over images is faster in torch or in the kernels."""
+        key = json.dumps(["max_pool2d", engine(), self.threads, tuple(x.shape), ours.convolution.flat()])
+        return self._fastest(key, lambda: {Option(): dense, Option("kernel"): ours}, x)
+
+    def _fastest(self, key: str, layers: Callable[[], dict[Option, nn.Module]], x: Tensor) -> Tuned:
+        key = f"{cpu_name('model name', 'CPU part')}|{torch.__version__}|{key}"
         known = self._known(key)
         if known is not None:
             return known
-        ways = [Option(), *options(problem)]
-        weights = {one: _pack(problem, one) for one in {replace(way, tile=0) for way in ways}}  # tiles share them
-        layers = {way: _layer(problem, way, weights[replace(way, tile=0)]) for way in ways}
+        running = layers()
+        ways = list(running)
         times: dict[Option, list[float]] = {way: [] for way in ways}
         with torch.inference_mode():
             for way in ways:  # nothing is timed the first time: code and pages are touched
-                layers[way](problem.x)
+                running[way](x)
             for rounds, keep in ((2, 1.3), (5, math.inf)):
                 for _ in range(rounds):
                     for way in ways:
-                        times[way].append(self._cold(layers[way], problem.x))
+                        times[way].append(self._cold(running[way], x))
                 best = min(median(times[way]) for way in ways)
                 ways = [way for way in ways if way.kind == "dense" or median(times[way]) <= keep * best]
         left = [way for way in ways if way.kind != "dense"]
         # What fell behind at once is only reported.
         tried = left or [way for way in times if way.kind != "dense"]
-        fastest = min(tried, key=lambda way: median(times[way]))
+        fastest = min(tried, key=lambda way: median(times[way]), default=Option())
         dense_ms, ms = median(times[Option()]), median(times[fastest])
         chosen = fastest if left and ms * LEAST_GAIN <= dense_ms else Option()
         tuned = Tuned(chosen, dense_ms, ms)
