@@ -150,27 +150,39 @@ inline int32_t in_parallel(int64_t count, int32_t threads, Task task) {
   return status.load();
 }
 
-constexpr int64_t kResident = 512 * 1024 / 4;  // activations of a chunk, in floats
+constexpr int64_t kResident = 512 * 1024 / 4;  // floats that a second-level cache keeps: of a chunk's activations,
+constexpr int64_t kNear = 256 * 1024 / 4;      // or of a tile's sums
 
-// How a product is divided.
+// How a product is divided. Where a tile's sums stay near, its activations are used panel by panel, as soon as each is
+// laid out, by all rows; else all of them are laid out first, for as many tiles as there is room, and parts of the rows
+// take turns. Each row adds up the same numbers in the same order either way.
 struct Division {
-  Division(const Product& p, const Layout& layout) : tiles(divide_up(p.positions, p.tile)) {
-    const int64_t panel = p.weight.panel * p.tile;
-    // With a single part nothing passes by twice: a panel is used as soon as it is laid out.
-    panels = layout.parts == 1 ? 1 : most(1, least(layout.panels, 2 * kResident / panel));
-    steps = most(1, divide_up(layout.panels, panels));
-    chunk = steps > 1 ? 1 : most(1, least(tiles, kResident / (panels * panel)));
-    chunks = divide_up(tiles, chunk);
-    x = chunk * panels * panel;
+  Division(const Product& p, const Layout& layout, int32_t threads) : tiles(divide_up(p.positions, p.tile)) {
+    const int64_t sums = layout.groups * p.weight.block_rows * p.tile;
+    divide(p, layout, sums <= kNear);
+    if (sums <= kNear && together(threads)) divide(p, layout, false);
   }
+
+  // Whether chunks are so few that threads work on the parts of one together.
+  bool together(int32_t threads) const { return threads > 1 && chunks % threads != 0 && chunks < 4 * threads; }
 
   int64_t tiles;
   int64_t panels, steps;  // panels of a chunk, and how many times as many there are
   int64_t chunk, chunks;  // tiles of a chunk, and chunks for all positions
   int64_t x;              // floats of a chunk's activations
+
+ private:
+  void divide(const Product& p, const Layout& layout, bool panel_by_panel) {
+    const int64_t panel = p.weight.panel * p.tile;
+    panels = panel_by_panel ? 1 : most(1, least(layout.panels, 2 * kResident / panel));
+    steps = most(1, divide_up(layout.panels, panels));
+    chunk = steps > 1 || panel_by_panel ? 1 : most(1, least(tiles, kResident / (panels * panel)));
+    chunks = divide_up(tiles, chunk);
+    x = chunk * panels * panel;
+  }
 };
 
-// Calls `gathering` for every tile and `running` for every part of one run of tiles, panels after panels.
+// Calls `each` for one run of tiles, panels after panels.
 template <class Each>
 inline void run_chunk(const Product& p, const Layout& layout, const Division& d, int64_t i, Each each) {
   const int64_t all = layout.groups * p.weight.block_rows;
@@ -194,15 +206,14 @@ inline void run_chunk(const Product& p, const Layout& layout, const Division& d,
 inline int32_t run_product(const Product& p, int32_t threads) {
   const Layout layout(p.weight);
   if (p.positions == 0 || p.weight.rows == 0) return SECATEUR_OK;
-  const Division d(p, layout);
-  if (threads == 1 || d.chunks % threads == 0 || d.chunks >= 4 * threads)
+  const Division d(p, layout, threads);
+  if (!d.together(threads))
     return in_parallel(d.chunks, threads, [&](int64_t i) {
       run_chunk(p, layout, d, i, [&](const Chunk& chunk) {
         for (int64_t t = 0; t < chunk.tiles; ++t) gather(p, chunk, t);
         for (int64_t part = 0; part < layout.parts; ++part) run_part(p, chunk, part);
       });
     });
-  // Few chunks: threads work on the parts of one together.
   int32_t status = SECATEUR_OK;
   return in_parallel(1, 1, [&](int64_t) {
     for (int64_t i = 0; i < d.chunks; ++i)
