@@ -92,6 +92,8 @@ def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
         "option": str(tuned.option),
         "bytes": kept / dense,
         "tuning_s": seconds,
+        "tokens": case.tokens,
+        "gb_per_s": kept / times["secateur"] / 1e6,
         "gmac_per_s": float(layer.weight.count_nonzero()) * case.tokens / times["secateur"] / 1e6,
     }
 
@@ -194,9 +196,17 @@ def gemm_peak() -> Row:
     return {"workload": "dense 2048^3 product", "gmac_per_s": 2048**3 / ms / 1e6}
 
 
+def bandwidth() -> Row:
+    """Bytes per second that one thread reads from memory: what a product with one vector could reach at best."""
+    memory = torch.ones(DRAM // 4)
+    ms = in_turn({"sum": memory.sum}, runs=9)["sum"]
+    return {"workload": "reading 512 MiB", "gb_per_s": DRAM / ms / 1e6}
+
+
 def cells(runs: int) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield the key of every row, and what measures it."""
     yield "peak", gemm_peak
+    yield "bandwidth", bandwidth
     for case in LINEAR:
         for sparsity in SPARSITIES:
             yield f"linear/{case.name}/{sparsity:g}/1", partial(linear, case, sparsity, 1, runs)

@@ -39,7 +39,7 @@ def write_page(result: dict[str, Any], path: Path) -> Path:
     one = {k: r for k, r in rows.items() if k.endswith("/1")}
     names = list(dict.fromkeys(r["workload"] for r in one.values()))
     parts = [head(result), "## One thread", speedups(one, names), engines(one, names), "## Bytes and tuning"]
-    parts += [sizes(one, names), two_threads(rows), narrower(rows), LIMITS]
+    parts += [sizes(one, names), roofline(rows, one, names), two_threads(rows), narrower(rows), LIMITS]
     if any(names):
         plot(one, names, path.with_suffix(".svg"))
         parts.insert(3, f"![Speed-up against sparsity]({path.with_suffix('.svg').name})")
@@ -62,7 +62,7 @@ def head(result: dict[str, Any]) -> str:
 
 def found(rows: dict[str, Row], name: str, sparsity: float) -> Row | None:
     """Return one row, if it has been measured."""
-    return next((r for r in rows.values() if r["workload"] == name and r["sparsity"] == sparsity), None)
+    return next((r for r in rows.values() if r["workload"] == name and r.get("sparsity") == sparsity), None)
 
 
 def speedups(rows: dict[str, Row], names: Sequence[str]) -> str:
@@ -100,6 +100,33 @@ def sizes(rows: dict[str, Row], names: Sequence[str]) -> str:
         lines.append([name, f"{row['bytes']:.3f}", what, f"{row['tuning_s']:.1f} s", difference])
     columns = ["workload, 90 %", "bytes of the weights, of dense", "runs as", "tuning", "answers differ by"]
     return table(columns, lines)
+
+
+def roofline(rows: dict[str, Row], one: dict[str, Row], names: Sequence[str]) -> str:
+    """Return which part of what one core can do is reached: multiply-adds, or for one vector bytes from memory."""
+    peak, read = rows.get("peak"), rows.get("bandwidth")
+    if peak is None or read is None:
+        return ""
+    lines = []
+    for name in names:
+        measured = [found(one, name, sparsity) for sparsity in SPARSITIES]
+        if not any(r is not None and "gmac_per_s" in r for r in measured):
+            continue
+        line = [name]
+        for row in measured:
+            if row is None:
+                line.append("")
+            elif row["tokens"] == 1:
+                line.append(f"{row['gb_per_s'] / read['gb_per_s']:.0%} of the bandwidth")
+            else:
+                line.append(f"{row['gmac_per_s'] / peak['gmac_per_s']:.0%}")
+        lines.append(line)
+    return (
+        "## Against what one core can do\n\nMultiply-adds with weights that are not zero, as part of the "
+        f"{peak['gmac_per_s']:.0f} billion per second that torch reaches in a dense 2048x2048x2048 product; with one "
+        f"vector, the packed weight's bytes as part of the {read['gb_per_s']:.1f} GB/s at which one thread sums up 512 "
+        "MiB.\n\n" + table(["workload", *(f"{s:.0%}" for s in SPARSITIES)], lines)
+    )
 
 
 def two_threads(rows: dict[str, Row]) -> str:
