@@ -56,7 +56,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--collect", action="store_true", help="compute nothing: gather the cells that are finished")
     add_arguments(parser, "founding", quick="a minute instead of hours; the figures mean nothing")
     args = parser.parse_args(words)
-    args.words = words
+    args.words = [word for word in words if word != "--collect"]  # what computes the cells that were gathered
     protocols = {net: quick(p) for net, p in PROTOCOLS.items()} if args.quick else PROTOCOLS
     compute = () if args.collect else (args.net,) if args.net else None
     name = "founding_quick" if args.quick else "founding"  # a smoke test never replaces the real results

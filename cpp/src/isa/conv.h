@@ -309,12 +309,13 @@ class BlocksIn final : public Source {
  public:
   BlocksIn(const float* x, int64_t channels) : x_(x), channels_(channels) {}
 
-  const float* panel(float* buffer, int64_t tile, int64_t position, int64_t valid, int64_t feature, int64_t count,
+  const float* panel(float* buffer, int64_t tile, int64_t position, int64_t, int64_t feature, int64_t count,
                      bool* spoiled) const override {
     const float* rows = x_ + (position / kImageBlock * channels_ + feature) * kImageBlock + position % kImageBlock;
     const auto row = [&](int64_t k) { return rows + k * kImageBlock; };
-    if (tile != kImageBlock || valid < tile || reinterpret_cast<uintptr_t>(rows) % 64 != 0) {
-      *spoiled |= copy_rows(buffer, tile, valid, count, row);
+    // Lanes beyond the last pixel are there; what comes of them is thrown away.
+    if (tile != kImageBlock || reinterpret_cast<uintptr_t>(rows) % 64 != 0) {
+      *spoiled |= copy_rows(buffer, tile, tile, count, row);
       return buffer;
     }
     vec<kWidth> sum{};
@@ -340,7 +341,8 @@ class ImageOut final : public Sink {
       : y_(y), rows_(rows), height_(height), width_(width), period_(period), block_(block), after_(after) {}
 
   int64_t direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const override {
-    if (period_ != width_ || valid < tile) return -1;
+    // A block has room for the lanes beyond the last pixel; `clear_beyond` follows.
+    if (period_ != width_ || (valid < tile && block_ == 0)) return -1;
     *stride = block_ == 0 ? height_ * width_ : block_;
     return place(0, position);
   }
@@ -348,10 +350,12 @@ class ImageOut final : public Sink {
   void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
            int64_t rows) const override {
     const int64_t end = position + least(valid, tile);
-    for (int64_t y = position / period_; y * period_ < end; ++y) {
-      const int64_t begin = most(position, y * period_), last = least(end, y * period_ + width_);
+    const int64_t line = period_ == width_ ? height_ * width_ : width_;  // pixels that follow each other
+    const int64_t step = period_ == width_ ? line : period_;             // and positions from one such run to the next
+    for (int64_t y = position / step; y * step < end; ++y) {
+      const int64_t begin = most(position, y * step), last = least(end, y * step + line);
       for (int64_t at = begin; at < last;) {  // runs of the output
-        const int64_t pixel = y * width_ + (at - y * period_);
+        const int64_t pixel = y * line + (at - y * step);
         const int64_t count = block_ == 0 ? last - at : least(last - at, block_ - pixel % block_);
         for (int64_t r = 0; r < rows; ++r)
           put_row(sums + r * tile + (at - position), count, place(row + r, pixel), y_, after_);
@@ -404,14 +408,16 @@ inline int32_t convolve(const secateur_panelled& w, const Geometry& geometry, co
   const secateur_convolution& s = geometry.shape;
   const bool direct = pointwise(s);
   const int64_t pixels = geometry.height * geometry.width;
-  clear_beyond(y, w.rows, pixels, s.y_block);
   const ImageOut sink(y, w.rows, geometry.height, geometry.width, geometry.period, s.y_block, after);
   const Vectors plain(x, 1, pixels);
   const BlocksIn blocks(x, s.channels);
   const Taps<false> unfolded(geometry, x);
   const Source& source = !direct ? static_cast<const Source&>(unfolded)
                          : s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
-  return run_product({w, source, sink, y, geometry.positions(), after, tile, cell_for(w, tile)}, threads);
+  const int32_t status =
+      run_product({w, source, sink, y, geometry.positions(), after, tile, cell_for(w, tile)}, threads);
+  clear_beyond(y, w.rows, pixels, s.y_block);
+  return status;
 }
 
 // Positions of the output; `Geometry` needs a tile, and the tile depends on them.

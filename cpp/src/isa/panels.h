@@ -12,8 +12,8 @@ namespace {
 class Source {
  public:
   // Gives features [feature, feature + count) of positions [position, position + tile) as rows of `tile` floats: where
-  // they are, or written to `buffer`, where positions from `valid` on are zero. Sets `spoiled` where any of them is
-  // infinite or not a number.
+  // they are, or written to `buffer`. Of positions from `valid` on anything may come, and nothing is used. Sets
+  // `spoiled` where any of the others is infinite or not a number.
   virtual const float* panel(float* buffer, int64_t tile, int64_t position, int64_t valid, int64_t feature, int64_t count,
                              bool* spoiled) const = 0;
   virtual float value(int64_t feature, int64_t position) const = 0;
@@ -63,18 +63,21 @@ SECATEUR_INLINE bool copy_rows(float* panel, int64_t tile, int64_t valid, int64_
     }
     return any_spoiled<L>(spoiled);
   }
-  float spoiled = 0.0f;
-  const int64_t read = least(valid, tile);
+  const int64_t read = least(valid, tile), whole = read - read % L;
+  vec<L> wide{};
+  float rest = 0.0f;
   for (int64_t k = 0; k < count; ++k) {
     const float* source = from(k);
     float* row = panel + k * tile;
-    for (int64_t i = 0; i < read; ++i) {
-      row[i] = source[i];
-      spoiled += source[i] * 0.0f;
+    for (int64_t v = 0; v < whole; v += L) {
+      const vec<L> x = load_loose<L>(source + v);
+      wide += x * 0.0f;
+      store_loose<L>(row + v, x);
     }
+    for (int64_t i = whole; i < read; ++i) rest += (row[i] = source[i]) * 0.0f;
     for (int64_t i = read; i < tile; ++i) row[i] = 0.0f;
   }
-  return !(spoiled == 0.0f);
+  return any_spoiled<L>(wide) || !(rest == 0.0f);
 }
 
 // What four vectors have in the same place of a group of four lanes, side by side: groups of turned[i] are from place i.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -239,7 +240,7 @@ def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | Non
     for name, tensor in (("the input", x), ("the bias", bias), ("the residual", residual)):
         if tensor is None:
             continue
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if not (tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided):
             raise SparseError(
                 f"sparse kernels take dense float32 on the CPU, and {name} is {tensor.dtype} on {tensor.device} with "
                 f"layout {tensor.layout}; convert it with .float().cpu()"
@@ -284,13 +285,19 @@ def _plan(tile: int, threads: int | None) -> PlanStruct:
         raise SparseError(
             f"threads must be a whole number of at least 1, or None for as many as torch's; got {threads!r}"
         )
-    return PlanStruct(threads, tile)
+    return _planned(threads, tile)
+
+
+_planned = functools.lru_cache(256)(PlanStruct)
 
 
 def _epilogue(bias: Tensor | None, residual: Tensor | None, activation: str) -> EpilogueStruct:
     # Both contiguous, and kept alive by the caller.
-    return EpilogueStruct(
-        None if bias is None else bias.data_ptr(),
-        None if residual is None else residual.data_ptr(),
-        ACTIVATIONS.index(activation),
+    return _following(
+        None if bias is None else bias.data_ptr(), None if residual is None else residual.data_ptr(), activation
     )
+
+
+@functools.lru_cache(4096)
+def _following(bias: int | None, residual: int | None, activation: str) -> EpilogueStruct:
+    return EpilogueStruct(bias, residual, ACTIVATIONS.index(activation))
