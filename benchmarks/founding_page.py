@@ -288,8 +288,8 @@ def slimming(results: Results) -> str:
     p = results.protocol("norm_net")
     return (
         f"A network of three convolutions with batch norm: {p['dense_epochs']} epochs (slimming: with the L1 penalty "
-        f"on its scales), channels cut out, constants folded, statistics re-estimated, {p['cell_epochs']} epochs more. "
-        "Latency: dense over pruned, measured side by side on one thread.\n\n"
+        "on its scales), channels cut out, constants folded, statistics re-estimated, "
+        f"{epochs(p['cell_epochs'])} more. Latency: dense over pruned, measured side by side on one thread.\n\n"
         + table(["channels by", "MACs asked", *PHYSICAL], rows)
     )
 

@@ -20,7 +20,7 @@ from secateur.errors import CheckpointError, SecateurWarning, SparseError
 from secateur.export import export_model
 from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
 from secateur.sparse import compiled as module
-from secateur.sparse.fuse import activation_of, fuse, take_in_, watch
+from secateur.sparse.fuse import activation_of, fuse, take_in_, traced, watch
 from secateur.sparse.images import Blocked
 from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
@@ -147,6 +147,23 @@ def test_activation_that_something_else_looks_past_stays_outside() -> None:
 
     x = torch.randn(2, 4)
     assert list(watch(Peeks(), (x,), {}).pairs()) == []
+
+
+def test_activation_of_another_library_is_tried_once_and_not_while_a_model_is_traced() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * torch.sigmoid(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Counts(), nn.Linear(4, 4), Counts()).eval()
+    graph = traced(model)
+    assert graph is not None
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", *["call_module"] * 4, "output"]
+    assert [module.calls for module in model if isinstance(module, Counts)] == [2, 2]
 
 
 def test_shared_layer_stays_without_its_activation() -> None:

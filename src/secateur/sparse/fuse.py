@@ -179,16 +179,23 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
 
 
 class _Tracer(fx.Tracer):
-    """Leaves activations of other libraries whole, as torch's own."""
+    """Leaves activations of other libraries whole, as torch's own.
+
+    They are tried on numbers before, since a module that is called while a model is traced is itself traced.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.activations = {module for module in model.modules() if activation_of(module) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or activation_of(m) is not None
+        return super().is_leaf_module(m, module_qualified_name) or m in self.activations
 
 
 def traced(model: nn.Module) -> fx.GraphModule | None:
     """Return a model as a graph of its modules, or nothing where Python decides what it does."""
     try:
-        tracer = _Tracer()
+        tracer = _Tracer(model)
         return fx.GraphModule(model, tracer.trace(model))
     except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,14 +139,13 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
     """
     data, height, width = _images(x)
-    channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
-    taps = math.prod(convolution.kernel)
-    if channels * taps != weight.columns:
+    batch, channels = data.shape[0], data.shape[2 if isinstance(x, Blocked) else 1]
+    shape = _shape(batch, channels, weight.rows, height, width, convolution, isinstance(x, Blocked), blocked)
+    if channels * shape.taps != weight.columns:
         raise SparseError(
-            f"expected images of {weight.columns // max(taps, 1)} channels, got {channels} in {tuple(data.shape)}"
+            f"expected images of {weight.columns // max(shape.taps, 1)} channels, got {channels} in {tuple(data.shape)}"
         )
-    out_height, out_width = _fitting(convolution, height, width)
-    out = torch.empty(shape_of(data.shape[0], weight.rows, out_height, out_width, blocked))
+    out = torch.empty(shape.out)
     added = None
     if residual is not None:
         if isinstance(residual, Blocked):
@@ -163,21 +162,20 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     if isinstance(weight, Csr):
         _plan(tile, threads)
         plain = x.images() if isinstance(x, Blocked) else data
-        shaped = Blocked(added, out_height, out_width).images() if added is not None and blocked else added
+        shaped = Blocked(added, *shape.size).images() if added is not None and blocked else added
         result = fallback.convolve(weight, plain, convolution, bias, shaped, activation)
         return Blocked.of(result) if blocked else result
     images = data.resolve_neg().contiguous()
-    blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
     status = library().secateur_conv2d(
         weight.struct,
-        ConvolutionStruct(images.shape[0], channels, height, width, *convolution.flat(), *blocks),
+        shape.struct,
         images.data_ptr(),
         out.data_ptr(),
         _epilogue(bias, added, activation),
         _plan(tile, threads),
     )
     check(status, "a sparse convolution")
-    return Blocked(out, out_height, out_width) if blocked else out
+    return Blocked(out, *shape.size) if blocked else out
 
 
 def max_pool2d(
@@ -204,20 +202,34 @@ def max_pool2d(
         [5.0, 7.0, 13.0, 15.0]
     """
     data, height, width = _images(x)
-    channels = data.shape[2] if isinstance(x, Blocked) else data.shape[1]
-    out_height, out_width = _fitting(convolution, height, width)
+    batch, channels = data.shape[0], data.shape[2 if isinstance(x, Blocked) else 1]
+    shape = _shape(batch, channels, channels, height, width, convolution, isinstance(x, Blocked), blocked)
     _check_all(data, 0, None, None, "none")
-    out = torch.empty(shape_of(data.shape[0], channels, out_height, out_width, blocked))
-    images = data.resolve_neg().contiguous()
-    blocks = (IMAGE_BLOCK if isinstance(x, Blocked) else 0, IMAGE_BLOCK if blocked else 0)
-    status = library().secateur_max_pool2d(
-        ConvolutionStruct(images.shape[0], channels, height, width, *convolution.flat(), *blocks),
-        images.data_ptr(),
-        out.data_ptr(),
-        _plan(0, threads),
-    )
+    out, images = torch.empty(shape.out), data.resolve_neg().contiguous()
+    status = library().secateur_max_pool2d(shape.struct, images.data_ptr(), out.data_ptr(), _plan(0, threads))
     check(status, "a maximum over images")
-    return Blocked(out, out_height, out_width) if blocked else out
+    return Blocked(out, *shape.size) if blocked else out
+
+
+class _Shape(NamedTuple):
+    """What follows from the sizes of a convolution: worked out once for all images of a size."""
+
+    struct: ConvolutionStruct
+    taps: int
+    size: tuple[int, int]
+    out: tuple[int, ...]
+
+
+@functools.lru_cache(1024)
+def _shape(
+    batch: int, channels: int, rows: int, height: int, width: int, how: Convolution, blocked_in: bool, blocked: bool
+) -> _Shape:
+    size = how.output(height, width)
+    if min(size) < 1:
+        raise SparseError(f"a kernel of {how.kernel} does not fit in an image of {(height, width)}")
+    blocks = (IMAGE_BLOCK if blocked_in else 0, IMAGE_BLOCK if blocked else 0)
+    struct = ConvolutionStruct(batch, channels, height, width, *how.flat(), *blocks)
+    return _Shape(struct, math.prod(how.kernel), size, shape_of(batch, rows, *size, blocked))
 
 
 def _images(x: Tensor | Blocked) -> tuple[Tensor, int, int]:
@@ -226,14 +238,6 @@ def _images(x: Tensor | Blocked) -> tuple[Tensor, int, int]:
         x.check()
         return x.data, x.height, x.width
     return x, *size_of(x)
-
-
-def _fitting(convolution: Convolution, height: int, width: int) -> tuple[int, int]:
-    """Return the size of the output image."""
-    size = convolution.output(height, width)
-    if min(size) < 1:
-        raise SparseError(f"a kernel of {convolution.kernel} does not fit in an image of {(height, width)}")
-    return size
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
