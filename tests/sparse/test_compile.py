@@ -166,6 +166,55 @@ def test_activation_of_another_library_is_tried_once_and_not_while_a_model_is_tr
     assert [module.calls for module in model if isinstance(module, Counts)] == [2, 2]
 
 
+class Forward(nn.Conv2d):
+    """Does what its base does, in words of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class PadsOdd(nn.Conv2d):
+    """Pads where the size asks for it: not where an even image has even strides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w, self.bias)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t() + (0.0 if self.bias is None else self.bias)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_layers_of_other_libraries_are_known_by_what_they_do(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(
+            Forward(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            PadsOdd(8, 8, 2, stride=2),
+            Standardised(8, 8, 1),
+            nn.Flatten(1),
+            OwnLinear(8 * 36, 5),
+        )
+
+    net, x = pruned(model(), 0.5), torch.randn(2, 3, 12, 12)
+    compiled = compile(net, x, cache=False, measure=False)
+    packed = {name for name, module in compiled.model.named_modules() if isinstance(module, SparseLayer)}
+    assert "0" in packed
+    assert not {"2", "3"} & packed
+    assert compiled.report.folded == 1
+    torch.testing.assert_close(answers(compiled, x), answers(net, x), rtol=1e-4, atol=1e-5)
+    save(compiled, tmp_path / "model.sparse.safetensors")
+    loaded = load(tmp_path / "model.sparse.safetensors", model(), x)
+    assert torch.equal(answers(loaded, x), answers(compiled, x))
+
+
 def test_shared_layer_stays_without_its_activation() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

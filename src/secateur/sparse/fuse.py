@@ -178,6 +178,71 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     return calls
 
 
+def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Put torch's own layers in the place of subclasses that do the same; libraries pad in forwards of their own.
+
+    They are tried on the input of one forward pass, and on one that is larger by a pixel: what they pad may depend on
+    sizes.
+    """
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if len(given) == 1 and isinstance(given[0], Tensor):
+                inputs.setdefault(name, given[0].detach().clone())
+
+        return hook
+
+    others = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and type(m) not in LAYERS}
+    if not others:
+        return
+    with ExitStack() as stack:
+        for name, module in others.items():
+            stack.callback(module.register_forward_pre_hook(keep(name)).remove)
+        stack.enter_context(torch.no_grad())
+        model(*args, **kwargs)
+    for name, x in inputs.items():
+        plain = _plain(others[name])
+        grown = F.pad(x, (0, 1, 0, 1)) if isinstance(plain, nn.Conv2d) else x
+        if plain is not None and all(_same(others[name], plain, probe) for probe in (x, torch.rand_like(grown))):
+            replace_(model, name, plain)
+
+
+def _plain(module: nn.Module) -> nn.Module | None:
+    """Return torch's own layer with the weights and settings of a subclass of it."""
+    if set(module._parameters) != {"weight", "bias"} or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    plain: nn.Module
+    if isinstance(module, nn.Linear):
+        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    elif isinstance(module, nn.Conv2d):
+        plain = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device="meta",
+        )
+    else:
+        return None
+    plain._parameters.update(module._parameters)
+    return plain.eval()
+
+
+def _same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
+    with torch.no_grad():
+        try:
+            a, b = one(x), other(x)
+        except Exception:  # noqa: BLE001  # made for other sizes, or for other inputs
+            return False
+    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a, b)
+
+
 class _Tracer(fx.Tracer):
     """Leaves activations of other libraries whole, as torch's own.
 
@@ -212,6 +277,7 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
         args: Positional inputs of one forward pass.
         kwargs: Keyword inputs.
     """
+    plain_layers_(model, args, kwargs)
     folded = fold_norms_(model, watch(model, args, kwargs))
     graph = traced(model) if not kwargs else None
     if graph is not None:
