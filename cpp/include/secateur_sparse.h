@@ -110,6 +110,11 @@ SECATEUR_API int32_t secateur_use_isa(const char* name);
 /* Floats in a vector of the instruction set in use. */
 SECATEUR_API int32_t secateur_vector_width(void);
 
+/* Lets the threads of another runtime do the work instead of the library's own: `parallel` is called as GOMP_parallel of
+ * libgomp is. NULL goes back. A forked child starts with its own. */
+typedef void (*secateur_parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+SECATEUR_API void secateur_use_parallel(secateur_parallel parallel);
+
 /* Packing, in two calls: sizes first, then the contents of arrays of that size. `weights` is dense, row after row. */
 SECATEUR_API int32_t secateur_panelled_sizes(const float* weights, int64_t rows, int64_t columns, int32_t block_rows,
                                              int32_t block_columns, int32_t panel, int32_t parts, int64_t* blocks,

@@ -162,6 +162,8 @@ int32_t secateur_use_isa(const char* name) {
   return SECATEUR_OK;
 }
 
+void secateur_use_parallel(secateur_parallel parallel) { use_parallel(parallel); }
+
 int32_t secateur_panelled_sizes(const float* weights, int64_t rows, int64_t columns, int32_t block_rows,
                                 int32_t block_columns, int32_t panel, int32_t parts, int64_t* blocks,
                                 int64_t* run_count) {

@@ -105,6 +105,23 @@ class Pool {
   int64_t count_ = 0;
 };
 
+// Another runtime's way to run a function on several threads, or null.
+std::atomic<Parallel> borrowed{nullptr};
+
+struct Shared {
+  int64_t count;
+  void (*task)(void*, int64_t);
+  void* context;
+  std::atomic<int64_t> next;
+};
+
+void share(void* data) {
+  Shared& work = *static_cast<Shared*>(data);
+  for (int64_t i = work.next.fetch_add(1, std::memory_order_relaxed); i < work.count;
+       i = work.next.fetch_add(1, std::memory_order_relaxed))
+    work.task(work.context, i);
+}
+
 Pool* made();
 
 // Never destroyed: its threads may outlive main, and a forked child starts with a new one. Made when the library is
@@ -113,7 +130,10 @@ Pool* pool = made();
 
 Pool* made() {
 #if defined(__unix__) || defined(__APPLE__)
-  pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  pthread_atfork(nullptr, nullptr, [] {
+    pool = new Pool;
+    borrowed.store(nullptr);  // that runtime's threads are not in the child either, and it may not know
+  });
 #endif
   return new Pool;
 }
@@ -125,7 +145,12 @@ void parallel_for(int64_t count, int32_t threads, void (*task)(void*, int64_t), 
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
-  pool->run(count, threads, task, context);
+  const Parallel parallel = borrowed.load(std::memory_order_acquire);
+  if (parallel == nullptr) return pool->run(count, threads, task, context);
+  Shared work{count, task, context, {0}};
+  parallel(share, &work, static_cast<unsigned>(threads < count ? threads : count), 0);
 }
+
+void use_parallel(Parallel parallel) { borrowed.store(parallel, std::memory_order_release); }
 
 }  // namespace secateur

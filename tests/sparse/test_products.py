@@ -370,6 +370,25 @@ def test_two_threads_run_two_weights_at_once() -> None:
         assert all(pool.map(run, (0, 1)))
 
 
+THREADS = """
+import os
+import torch
+from secateur.sparse import Panelled, library, linear
+torch.set_num_threads(3)
+x = torch.randn(512, 512)
+(x @ x).sum(), x.add(1)
+packed, count = Panelled.pack(x), len(os.listdir("/proc/self/task"))
+linear(x, packed, threads=3)
+print(library._torchs_threads() is None or len(os.listdir("/proc/self/task")) == count)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_torchs_own_threads_do_the_work() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", THREADS], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
 FORK = """
 import os, signal, sys, threading
 import torch

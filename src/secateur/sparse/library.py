@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.errors import SparseError, nearest
 
 ABI = 2
@@ -92,6 +94,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "use_isa": (_INT, (ctypes.c_char_p,)),
     "vector_width": (_INT, ()),
     "image_block": (_INT, ()),
+    "use_parallel": (None, (_POINTER,)),
     "panelled_sizes": (_INT, (_POINTER, _LONG, _LONG, _INT, _INT, _INT, _INT, _POINTER, _POINTER)),
     "panelled_pack": (_INT, (_POINTER, _PANELLED, *(_POINTER,) * 5)),
     "panelled_check": (_INT, (_PANELLED, *(_LONG,) * 5)),
@@ -158,7 +161,25 @@ def _opened() -> ctypes.CDLL | str:
         wanted, has = os.environ.get(ISA_VARIABLE, ""), library.secateur_usable_isas().decode()
         what = f"{ISA_VARIABLE} asks for {wanted!r}" if wanted else "it was built for other instruction sets"
         return f"{path.name} cannot run here: {what}, and this processor can use {has or 'none of them'}"
+    library.secateur_use_parallel(_torchs_threads())
     return library
+
+
+def _torchs_threads() -> int | None:
+    """Return the address of ``GOMP_parallel`` in the OpenMP library that torch runs on, where it is GNU's.
+
+    Its idle threads spin for a while after every operator of torch, and would keep others from running.
+    """
+    if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        with Path("/proc/self/maps").open(encoding="utf-8") as lines:
+            loaded = {line.split(maxsplit=5)[-1].strip() for line in lines if "/libgomp" in line}
+        if len(loaded) != 1:  # which of them torch has is not known
+            return None
+        return ctypes.cast(ctypes.CDLL(loaded.pop()).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def reason() -> str:
