@@ -113,11 +113,16 @@ def row(name: str, sparsity: float, times: dict[str, float], threads: int) -> Ro
     }
 
 
-def resnet50() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """ResNet-50 and one image."""
+def _declare_operators() -> None:
+    """Before torchvision is imported, by us or by transformers: beside a CPU build of torch it lacks its own."""
     from _torchvision_ops import declare
 
     declare()
+
+
+def resnet50() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """ResNet-50 and one image."""
+    _declare_operators()
     import torchvision
 
     torch.manual_seed(0)
@@ -139,6 +144,7 @@ class Hidden(nn.Module):
 
 def bert(tokens: int = 128) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """BERT-base and one sentence."""
+    _declare_operators()
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -156,6 +162,7 @@ def efficientnet() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def minilm(tokens: int = 128) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """MiniLM-L6 with its real weights, and one sentence."""
+    _declare_operators()
     from sentences.model import load_model
 
     torch.manual_seed(0)
