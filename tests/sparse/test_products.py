@@ -379,7 +379,7 @@ x = torch.randn(512, 512)
 (x @ x).sum(), x.add(1)
 packed, count = Panelled.pack(x), len(os.listdir("/proc/self/task"))
 linear(x, packed, threads=3)
-print(library._torchs_threads() is None or len(os.listdir("/proc/self/task")) == count)
+print(library._torchs_threads() is None or len(os.listdir("/proc/self/task")) <= count)
 """
 
 
