@@ -224,3 +224,9 @@ def test_public_names_load_and_are_few() -> None:
         assert getattr(secateur, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'prun_'"):
         _ = secateur.prun_
+
+
+def test_pruning_weights_imports_no_tracer() -> None:
+    code = "import sys, secateur.pruner; print([m for m in sys.modules if m == 'secateur.graph.trace'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"

@@ -20,8 +20,6 @@ from secateur.patterns import Channel
 from secateur.prunable import Found, check_each, find_prunable, matches
 from secateur.stats import check_data, check_needs, collect
 from secateur.stats.gradients import LossFn
-from secateur.structure.companions import with_companions
-from secateur.structure.masking import UnitMasking
 from secateur.targets import unreachable
 from secateur.types import GroupReport, LayerReport, Need, Source, Stats, Tensors, Update
 
@@ -89,6 +87,8 @@ class WeightMasking:
         self._check_pattern()
         self._check_parts()
         if isinstance(method.pattern, Channel) and example_inputs is not None:
+            from secateur.structure.companions import with_companions  # imports a tracer, which takes its time
+
             self.found = with_companions(model, self.found, example_inputs)
         inputs = example_inputs if method.goal.kind == "macs" else None
         self.found, self.facts = model_facts(model, self.found, inputs)
@@ -233,8 +233,13 @@ def open_masking(
     """
     check_data(loss_fn, batches)
     coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
-    kind = UnitMasking if coupled else WeightMasking
-    return kind(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
+    kind: Any = WeightMasking
+    if coupled:
+        from secateur.structure.masking import UnitMasking  # imports a tracer, which takes its time
+
+        kind = UnitMasking
+    made: Masking = kind(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
+    return made
 
 
 def layer_rows(found: Found, masks: Tensors) -> tuple[LayerReport, ...]:
