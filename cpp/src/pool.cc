@@ -24,20 +24,28 @@ inline void breathe() {
 #endif
 }
 
+// What the threads of one call share.
+struct Work {
+  int64_t count;
+  void (*task)(void*, int64_t);
+  void* context;
+  std::atomic<int64_t> next;
+};
+
+void take(void* data) {
+  Work& work = *static_cast<Work*>(data);
+  for (int64_t i = work.next.fetch_add(1, std::memory_order_relaxed); i < work.count;
+       i = work.next.fetch_add(1, std::memory_order_relaxed))
+    work.task(work.context, i);
+}
+
 class Pool {
  public:
-  void run(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
+  void run(Work& work, int32_t threads) {
     std::unique_lock<std::mutex> at_work(busy_, std::try_to_lock);
-    if (threads > count) threads = static_cast<int32_t>(count);
     if (threads > kMostThreads) threads = kMostThreads;
-    if (!at_work.owns_lock() || threads < 2 || !grow(threads - 1)) {
-      for (int64_t i = 0; i < count; ++i) task(context, i);
-      return;
-    }
-    task_ = task;
-    context_ = context;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
+    if (!at_work.owns_lock() || !grow(threads - 1)) return take(&work);
+    work_ = &work;
     working_.store(threads - 1, std::memory_order_relaxed);
     {
       const std::lock_guard<std::mutex> lock(sleep_);
@@ -45,7 +53,7 @@ class Pool {
       turn_.store(number * kTurn + static_cast<uint64_t>(threads - 1), std::memory_order_release);
     }
     wake_.notify_all();
-    take();
+    take(&work);
     // Helpers may not have begun where there are more threads than processors: they are let through.
     for (int spins = 0; working_.load(std::memory_order_acquire) != 0;)
       if (++spins < kSpins)
@@ -67,12 +75,6 @@ class Pool {
     return true;
   }
 
-  void take() {
-    for (int64_t i = next_.fetch_add(1, std::memory_order_relaxed); i < count_;
-         i = next_.fetch_add(1, std::memory_order_relaxed))
-      task_(context_, i);
-  }
-
   void work(uint64_t number, uint64_t seen) {
     for (;;) {
       int spins = 0;
@@ -86,7 +88,7 @@ class Pool {
       }
       seen = turn_.load(std::memory_order_acquire);
       if (number < seen % kTurn) {
-        take();
+        take(work_);
         working_.fetch_sub(1, std::memory_order_release);
       }
     }
@@ -98,29 +100,12 @@ class Pool {
   // The number of the turn, times kTurn, plus how many helpers it has: read as one, so that a thread that comes
   // late never takes one turn's number for another's.
   std::atomic<uint64_t> turn_{0};
-  std::atomic<int64_t> next_{0};
   std::atomic<int32_t> working_{0};
-  void (*task_)(void*, int64_t) = nullptr;
-  void* context_ = nullptr;
-  int64_t count_ = 0;
+  Work* work_ = nullptr;
 };
 
 // Another runtime's way to run a function on several threads, or null.
 std::atomic<Parallel> borrowed{nullptr};
-
-struct Shared {
-  int64_t count;
-  void (*task)(void*, int64_t);
-  void* context;
-  std::atomic<int64_t> next;
-};
-
-void share(void* data) {
-  Shared& work = *static_cast<Shared*>(data);
-  for (int64_t i = work.next.fetch_add(1, std::memory_order_relaxed); i < work.count;
-       i = work.next.fetch_add(1, std::memory_order_relaxed))
-    work.task(work.context, i);
-}
 
 Pool* made();
 
@@ -141,14 +126,12 @@ Pool* made() {
 }  // namespace
 
 void parallel_for(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
-  if (threads < 2 || count < 2) {
-    for (int64_t i = 0; i < count; ++i) task(context, i);
-    return;
-  }
+  Work work{count, task, context, {0}};
+  if (threads > count) threads = static_cast<int32_t>(count);
+  if (threads < 2) return take(&work);
   const Parallel parallel = borrowed.load(std::memory_order_acquire);
-  if (parallel == nullptr) return pool->run(count, threads, task, context);
-  Shared work{count, task, context, {0}};
-  parallel(share, &work, static_cast<unsigned>(threads < count ? threads : count), 0);
+  if (parallel == nullptr) return pool->run(work, threads);
+  parallel(take, &work, static_cast<unsigned>(threads), 0);
 }
 
 void use_parallel(Parallel parallel) { borrowed.store(parallel, std::memory_order_release); }

@@ -233,13 +233,11 @@ def open_masking(
     """
     check_data(loss_fn, batches)
     coupled = isinstance(method.pattern, Channel) and method.pattern.coupled
-    kind: Any = WeightMasking
-    if coupled:
-        from secateur.structure.masking import UnitMasking  # imports a tracer, which takes its time
+    if not coupled:
+        return WeightMasking(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
+    from secateur.structure.masking import UnitMasking  # imports a tracer, which takes its time
 
-        kind = UnitMasking
-    made: Masking = kind(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
-    return made
+    return UnitMasking(model, method, loss_fn=loss_fn, batches=batches, example_inputs=example_inputs)
 
 
 def layer_rows(found: Found, masks: Tensors) -> tuple[LayerReport, ...]:

@@ -20,10 +20,12 @@ from secateur.errors import CheckpointError, SecateurWarning, SparseError
 from secateur.export import export_model
 from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
 from secateur.sparse import compiled as module
-from secateur.sparse.fuse import activation_of, fuse, take_in_, traced, watch
+from secateur.sparse.fuse import fuse, take_in_, traced
 from secateur.sparse.images import Blocked
+from secateur.sparse.known import activation_of
 from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
+from secateur.sparse.watch import watch
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 

@@ -123,7 +123,6 @@ inline void run_part(const Product& p, const Chunk& chunk, int64_t part) {
       cell.y_stride = stride;
       cell.residual = direct < 0 || p.after.residual == nullptr ? nullptr : p.after.residual + direct;
       cell.activation = p.after.activation;
-      
       p.run(cell);
     }
     if (panels == 0)  // no columns: nothing but the bias
@@ -215,14 +214,15 @@ inline int32_t run_product(const Product& p, int32_t threads) {
       });
     });
   int32_t status = SECATEUR_OK;
-  return in_parallel(1, 1, [&](int64_t) {
-    for (int64_t i = 0; i < d.chunks; ++i)
-      run_chunk(p, layout, d, i, [&](const Chunk& chunk) {
-        in_parallel(chunk.tiles, threads, [&](int64_t t) { gather(p, chunk, t); });
-        const int32_t one = in_parallel(layout.parts, threads, [&](int64_t part) { run_part(p, chunk, part); });
-        if (one != SECATEUR_OK) status = one;
-      });
-  }) == SECATEUR_OK ? status : SECATEUR_NO_MEMORY;
+  const auto together = [&](int64_t count, auto task) {
+    if (status == SECATEUR_OK) status = in_parallel(count, threads, task);  // what failed is not built upon
+  };
+  for (int64_t i = 0; i < d.chunks; ++i)
+    run_chunk(p, layout, d, i, [&](const Chunk& chunk) {
+      together(chunk.tiles, [&](int64_t t) { gather(p, chunk, t); });
+      together(layout.parts, [&](int64_t part) { run_part(p, chunk, part); });
+    });
+  return status;
 }
 
 // A tile that fits the positions and the registers.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,10 +29,7 @@ def as_matrix(weight: Tensor) -> Tensor:
         )
     if weight.dim() < 2:
         raise WeightError(f"a sparse weight has at least two dimensions, got shape {tuple(weight.shape)}")
-    columns = 1
-    for size in weight.shape[1:]:
-        columns *= size
-    return weight.detach().resolve_neg().reshape(weight.shape[0], columns).contiguous()
+    return weight.detach().resolve_neg().reshape(weight.shape[0], math.prod(weight.shape[1:])).contiguous()
 
 
 def check_arrays(kind: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -63,8 +61,42 @@ def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
 class Packed:
     """What all formats share. Copies and pickles leave out what was derived from the arrays."""
 
+    kind: ClassVar[str]
     DTYPES: ClassVar[dict[str, torch.dtype]]
     NUMBERS: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Self:
+        """Put a packed weight together again, every index of it checked first.
+
+        Raises:
+            SparseError: When an array is missing or of another kind, or contents do not fit each other.
+        """
+        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
+        dtypes = cls.dtypes_of(numbers)
+        check_arrays(cls.kind, tensors, dtypes)
+        fields: dict[str, Any] = {**numbers, **{name: aligned(tensors[name]) for name in dtypes}}
+        packed = cls(**fields)
+        packed.check_contents()
+        _ = packed.versions
+        return packed
+
+    @classmethod
+    def dtypes_of(cls, numbers: Mapping[str, int]) -> dict[str, torch.dtype]:
+        """Dtypes of the arrays under a header.
+
+        Raises:
+            SparseError: When there can be no such header.
+        """
+        return cls.DTYPES
+
+    def check_contents(self) -> None:
+        """Refuse indices and counts that do not fit each other, before anyone follows them.
+
+        Raises:
+            SparseError: When the packed weight is damaged.
+        """
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """Its arrays, by name."""

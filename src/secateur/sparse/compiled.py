@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,14 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
-from secateur.sparse.fuse import (
-    LAYERS,
-    Fused,
-    activations_behind,
-    fuse,
-    keep_blocked_,
-    keep_feature_major_,
-    replace_,
-    take_in_,
-)
+from secateur.sparse.fuse import Fused, activations_behind, fuse, keep_blocked_, keep_feature_major_, take_in_
 from secateur.sparse.images import Convolution
 from secateur.sparse.layers import MaxPool2d, SparseLayer
 from secateur.sparse.library import engine, reason
+from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
+from secateur.sparse.watch import inputs_of
 
 LEAST_SPARSITY = 0.4
 """Layers with fewer zeros stay dense without being measured: no kernel gains there."""
@@ -130,13 +123,15 @@ def compile(  # as torch.compile
         expected = dense(*args, **kwargs)
         fused = fuse(copy.deepcopy(dense), args, kwargs)
         tuner = Tuner(threads, path)
-        layers = _tune(fused, args, kwargs, tuner)
+        candidates = [n for n, m in fused.model.named_modules() if _candidate(m) or isinstance(m, nn.MaxPool2d)]
+        inputs = inputs_of(fused.model, candidates, args, kwargs)
+        layers = _tune(fused, inputs, args, kwargs, tuner)
         names = {name for name, (_, tuned) in layers.items() if tuned.option.kind != "dense"}
         take_in_(fused, names, args, kwargs)
         for name in names:
             problem, tuned = layers[name]
             replace_(fused.model, name, build(problem, tuned.option))
-        pools = _replace_pools_(fused, args, kwargs, tuner) if names else []
+        pools = _replace_pools_(fused.model, inputs, tuner) if names else []
         tuner.save()
         keep_blocked_(fused.model)
         keep_feature_major_(fused.model, args, kwargs)
@@ -186,10 +181,9 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _tune(
-    fused: Fused, args: tuple[Any, ...], kwargs: dict[str, Any], tuner: Tuner
+    fused: Fused, inputs: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], tuner: Tuner
 ) -> dict[str, tuple[Problem, Tuned]]:
     """Measure every layer that has enough zeros, with what would follow it in the same call."""
-    inputs = _inputs_of(fused.model, args, kwargs)
     possible = {name for name, module in fused.model.named_modules() if name in inputs and _candidate(module)}
     activations = activations_behind(fused, possible, args, kwargs)
     layers = {}
@@ -204,21 +198,33 @@ def _tune(
     return layers
 
 
-def _replace_pools_(fused: Fused, args: tuple[Any, ...], kwargs: dict[str, Any], tuner: Tuner) -> list[LayerReport]:
+def _replace_pools_(model: nn.Module, inputs: Mapping[str, Tensor], tuner: Tuner) -> list[LayerReport]:
     """Replace maxima over images by those of the kernels, which keep images in blocks, where they are faster."""
     if reason():
         return []
     rows = []
-    inputs = _inputs_of(fused.model, args, kwargs, (nn.MaxPool2d,))
-    for name, module in list(fused.model.named_modules()):
-        ours = MaxPool2d.of(module) if name in inputs and isinstance(module, nn.MaxPool2d) else None
+    for name, module in list(model.named_modules()):
+        ours = MaxPool2d.of(module) if name in inputs else None
         if ours is None:
             continue
         tuned = tuner.tune_pool(module, ours, inputs[name])
         if tuned.option.kind != "dense":
-            replace_(fused.model, name, ours)
-        choice = str(tuned.option)
-        rows.append(LayerReport(name, (), 0.0, choice, tuned.dense_ms, tuned.ms, 0, 0, "none", False, tuned.cached))
+            replace_(model, name, ours)
+        rows.append(
+            LayerReport(
+                name=name,
+                shape=(),
+                sparsity=0.0,
+                choice=str(tuned.option),
+                dense_ms=tuned.dense_ms,
+                sparse_ms=tuned.ms,
+                dense_bytes=0,
+                bytes=0,
+                activation="none",
+                residual=False,
+                cached=tuned.cached,
+            )
+        )
     return rows
 
 
@@ -263,28 +269,6 @@ def _problem(module: nn.Module, activation: str, x: Tensor) -> Problem:
         padding = (int(module.padding[0]), int(module.padding[1]), int(module.padding[0]), int(module.padding[1]))
     convolution = Convolution((kernel[0], kernel[1]), (stride[0], stride[1]), padding, (dilation[0], dilation[1]))
     return Problem(module.weight.detach(), bias, activation, convolution, x if x.dim() == 4 else x.unsqueeze(0))
-
-
-def _inputs_of(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], kinds: tuple[type[nn.Module], ...] = LAYERS
-) -> dict[str, Tensor]:
-    """Return what each layer is given in one forward; of several calls, the largest input."""
-    found: dict[str, Tensor] = {}
-
-    def before(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0] if inputs else None
-            if isinstance(x, Tensor) and (name not in found or x.numel() > found[name].numel()):
-                found[name] = x.detach().clone()
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, kinds):
-                stack.callback(module.register_forward_pre_hook(before(name)).remove)
-        model(*args, **kwargs)
-    return found
 
 
 def _row(name: str, problem: Problem, tuned: Tuned, fused: Fused) -> LayerReport:

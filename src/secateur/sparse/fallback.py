@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.errors import SecateurWarning, SparseError
-from secateur.sparse.arrays import Packed, as_matrix, check_arrays, check_numbers
+from secateur.sparse.arrays import Packed, as_matrix
 from secateur.sparse.library import reason
 
 if TYPE_CHECKING:
@@ -89,22 +89,8 @@ class Csr(Packed):
         _ = packed.versions
         return packed
 
-    @classmethod
-    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Csr:
-        """Put a packed weight together again, every index of it checked first.
-
-        Raises:
-            SparseError: When an array is missing or of another kind, or contents do not fit each other.
-        """
-        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
-        check_arrays(cls.kind, tensors, cls.DTYPES)
-        fields: dict[str, Any] = {**numbers, **{name: tensors[name] for name in cls.DTYPES}}
-        packed = cls(**fields)
-        packed._check()
-        _ = packed.versions
-        return packed
-
-    def _check(self) -> None:
+    def check_contents(self) -> None:
+        """Refuse indices and counts that do not fit each other."""
         offsets, indices = self.offsets.long(), self.indices.long()
         whole = offsets.numel() == self.rows + 1 and indices.numel() == self.values.numel()
         whole = whole and self.columns < 2**31 and self.rows * self.columns < 2**62

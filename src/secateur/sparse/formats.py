@@ -6,13 +6,13 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from secateur.errors import SparseError, check_whole
-from secateur.sparse.arrays import Packed, aligned, as_matrix, check_arrays, check_numbers
+from secateur.sparse.arrays import Packed, as_matrix
 from secateur.sparse.fallback import Csr
 from secateur.sparse.library import BitmaskStruct, PanelledStruct, check, library
 
@@ -126,24 +126,17 @@ class Panelled(Packed):
         return packed
 
     @classmethod
-    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Panelled:
-        """Put a packed weight together again, every index of it checked first.
-
-        Raises:
-            SparseError: When an array is missing or of another kind, or contents do not fit each other.
-        """
-        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
+    def dtypes_of(cls, numbers: Mapping[str, int]) -> dict[str, torch.dtype]:
+        """Dtypes of the arrays: those of the indices depend on the panel."""
         height, width, panel = numbers["block_rows"], numbers["block_columns"], numbers["panel"]
         if (height, width) not in BLOCKS or panel < 1 or panel % width:
             raise SparseError(f"a panelled weight with blocks of {height}x{width} in panels of {panel} cannot be")
-        dtypes = cls.DTYPES | {"indices": _index_dtype(panel, width)}
-        check_arrays(cls.kind, tensors, dtypes)
-        fields: dict[str, Any] = {**numbers, **{name: aligned(tensors[name]) for name in dtypes}}
-        packed = cls(**fields)
-        sizes = (tensor.numel() for tensor in packed.tensors().values())
-        check(library().secateur_panelled_check(packed.struct, *sizes), "reading a panelled weight")
-        _ = packed.versions
-        return packed
+        return cls.DTYPES | {"indices": _index_dtype(panel, width)}
+
+    def check_contents(self) -> None:
+        """Refuse indices and counts that do not fit each other."""
+        sizes = (tensor.numel() for tensor in self.tensors().values())
+        check(library().secateur_panelled_check(self.struct, *sizes), "reading a panelled weight")
 
     @cached_property
     def struct(self) -> PanelledStruct:
@@ -221,21 +214,10 @@ class Bitmask(Packed):
         _ = packed.versions
         return packed
 
-    @classmethod
-    def from_tensors(cls, header: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Bitmask:
-        """Put a packed weight together again, every offset of it checked first.
-
-        Raises:
-            SparseError: When an array is missing or of another kind, or contents do not fit each other.
-        """
-        numbers = check_numbers(cls.kind, cls.NUMBERS, header)
-        check_arrays(cls.kind, tensors, cls.DTYPES)
-        fields: dict[str, Any] = {**numbers, **{name: aligned(tensors[name]) for name in cls.DTYPES}}
-        packed = cls(**fields)
-        sizes = (tensor.numel() for tensor in packed.tensors().values())
-        check(library().secateur_bitmask_check(packed.struct, *sizes), "reading a bitmask weight")
-        _ = packed.versions
-        return packed
+    def check_contents(self) -> None:
+        """Refuse offsets and bits that do not fit each other."""
+        sizes = (tensor.numel() for tensor in self.tensors().values())
+        check(library().secateur_bitmask_check(self.struct, *sizes), "reading a bitmask weight")
 
     @cached_property
     def struct(self) -> BitmaskStruct:

@@ -8,26 +8,19 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from secateur.sparse.fallback import AFTERWARDS
-from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
-
-LAYERS = (nn.Linear, nn.Conv2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-
-_PROBE = torch.cat([torch.linspace(-12, 12, 301), torch.tensor([0.0, 1e-3, -1e-3, 80.0, -80.0])])
+from secateur.sparse.known import IDLE, NORMS, activation_of
+from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
+from secateur.sparse.plain import plain_layers_, replace_
+from secateur.sparse.watch import Calls, watch
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -40,28 +33,6 @@ _FUNCTIONS: dict[Any, str] = {
     F.gelu: "gelu",
 }
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-def activation_of(module: nn.Module) -> str | None:
-    """Return the kernels' name of what a module does to single values, or nothing where they do not know it.
-
-    Modules of any class are tried on numbers: libraries bring activations of their own that do the same.
-    """
-    if type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU):
-        return type(module).__name__.lower()
-    alone = not any(True for _ in module.children()) and not module._parameters and not module._buffers
-    if not alone or isinstance(module, IDLE) or module._forward_hooks or module._forward_pre_hooks:
-        return None
-    with torch.no_grad():
-        try:
-            found = [module(_PROBE.clone()), module(_PROBE.clone().view(1, -1, 3)).view(-1)]
-        except Exception:  # noqa: BLE001  # not made for one tensor
-            return None
-    for name, function in AFTERWARDS.items():
-        same = (isinstance(y, Tensor) and torch.allclose(y, function(_PROBE), rtol=1e-5, atol=1e-6) for y in found)
-        if name != "none" and all(same):
-            return name
-    return None
 
 
 @dataclass
@@ -99,148 +70,6 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
         replace_(model, consumer, nn.Identity())
         count += 1
     return count
-
-
-def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put another module in the place of one, by its dotted name."""
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, new)
-
-
-@dataclass
-class Calls:
-    """What one forward pass did: which modules ran on which tensors, and how often each tensor was read."""
-
-    outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
-    inputs: list[tuple[str, int]] = field(default_factory=list)  # of layers, norms and activations
-    count: Counter[str] = field(default_factory=Counter)
-    reads: Counter[int] = field(default_factory=Counter)
-    before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
-    alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield a layer and the one module that reads its output, where both ran once and nothing else reads it."""
-        for consumer, tensor in self.inputs:
-            producer = self.outputs.get(tensor)
-            if producer and self.count[producer] == 1 and self.count[consumer] == 1 and self.reads[tensor] == 1:
-                yield producer, consumer
-
-
-class _Reads(TorchFunctionMode):
-    """Counts how often each tensor is an argument of a torch function that returns tensors."""
-
-    def __init__(self, calls: Calls) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
-            for value in tree_leaves((args, kwargs or {})):
-                if isinstance(value, Tensor):
-                    self.calls.reads[id(value)] += 1
-                    self.calls.alive.append(value)
-        return out
-
-
-def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
-    """Run a model once and return who read what."""
-    calls = Calls()
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            calls.count[name] += 1
-            if inputs and isinstance(inputs[0], Tensor):
-                calls.inputs.append((name, id(inputs[0])))
-                calls.alive.append(inputs[0])
-                calls.before.append(calls.reads[id(inputs[0])])
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
-                calls.reads[id(inputs[0])] = calls.before.pop() + 1
-            if isinstance(module, (*LAYERS, SparseLayer)) and isinstance(output, Tensor):
-                calls.outputs[id(output)] = name
-                calls.alive.append(output)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, (*LAYERS, *NORMS, SparseLayer)) or activation_of(module):
-                stack.callback(module.register_forward_pre_hook(before(name)).remove)
-                stack.callback(module.register_forward_hook(after(name)).remove)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_Reads(calls))
-        model(*args, **kwargs)
-    return calls
-
-
-def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Put torch's own layers in the place of subclasses that do the same; libraries pad in forwards of their own.
-
-    They are tried on the input of one forward pass, and on one that is larger by a pixel: what they pad may depend on
-    sizes.
-    """
-    inputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if len(given) == 1 and isinstance(given[0], Tensor):
-                inputs.setdefault(name, given[0].detach().clone())
-
-        return hook
-
-    others = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and type(m) not in LAYERS}
-    if not others:
-        return
-    with ExitStack() as stack:
-        for name, module in others.items():
-            stack.callback(module.register_forward_pre_hook(keep(name)).remove)
-        stack.enter_context(torch.no_grad())
-        model(*args, **kwargs)
-    for name, x in inputs.items():
-        plain = _plain(others[name])
-        grown = F.pad(x, (0, 1, 0, 1)) if isinstance(plain, nn.Conv2d) else x
-        if plain is not None and all(_same(others[name], plain, probe) for probe in (x, torch.rand_like(grown))):
-            replace_(model, name, plain)
-
-
-def _plain(module: nn.Module) -> nn.Module | None:
-    """Return torch's own layer with the weights and settings of a subclass of it."""
-    if set(module._parameters) != {"weight", "bias"} or module._forward_hooks or module._forward_pre_hooks:
-        return None
-    plain: nn.Module
-    if isinstance(module, nn.Linear):
-        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-    elif isinstance(module, nn.Conv2d):
-        plain = nn.Conv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            module.padding,  # type: ignore[arg-type]
-            module.dilation,  # type: ignore[arg-type]
-            module.groups,
-            module.bias is not None,
-            module.padding_mode,
-            device="meta",
-        )
-    else:
-        return None
-    plain._parameters.update(module._parameters)
-    return plain.eval()
-
-
-def _same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
-    with torch.no_grad():
-        try:
-            a, b = one(x), other(x)
-        except Exception:  # noqa: BLE001  # made for other sizes, or for other inputs
-            return False
-    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a, b)
 
 
 class _Tracer(fx.Tracer):

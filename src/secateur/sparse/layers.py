@@ -192,8 +192,8 @@ class MaxPool2d(nn.Module):
         self.blocked = blocked
 
     @classmethod
-    def of(cls, module: nn.MaxPool2d) -> MaxPool2d | None:
-        """Return what does the same as one of torch's, or nothing where the kernels do not know how."""
+    def of(cls, module: nn.Module) -> MaxPool2d | None:
+        """Return what does the same as one of torch's; nothing for other modules, or where the kernels cannot."""
         if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
             return None
         kernel, stride, padding, dilation = (

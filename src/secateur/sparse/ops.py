@@ -138,12 +138,11 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     Raises:
         SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
     """
-    data, height, width = _images(x)
-    batch, channels = data.shape[0], data.shape[2 if isinstance(x, Blocked) else 1]
-    shape = _shape(batch, channels, weight.rows, height, width, convolution, isinstance(x, Blocked), blocked)
-    if channels * shape.taps != weight.columns:
+    data, shape = _laid_out(x, weight.rows, convolution, blocked)
+    if shape.channels * shape.taps != weight.columns:
         raise SparseError(
-            f"expected images of {weight.columns // max(shape.taps, 1)} channels, got {channels} in {tuple(data.shape)}"
+            f"expected images of {weight.columns // max(shape.taps, 1)} channels, got {shape.channels} in "
+            f"{tuple(data.shape)}"
         )
     out = torch.empty(shape.out)
     added = None
@@ -201,9 +200,7 @@ def max_pool2d(
         >>> max_pool2d(torch.arange(16.0).view(1, 1, 4, 4), Convolution((2, 2), (2, 2))).flatten().tolist()
         [5.0, 7.0, 13.0, 15.0]
     """
-    data, height, width = _images(x)
-    batch, channels = data.shape[0], data.shape[2 if isinstance(x, Blocked) else 1]
-    shape = _shape(batch, channels, channels, height, width, convolution, isinstance(x, Blocked), blocked)
+    data, shape = _laid_out(x, None, convolution, blocked)
     _check_all(data, 0, None, None, "none")
     out, images = torch.empty(shape.out), data.resolve_neg().contiguous()
     status = library().secateur_max_pool2d(shape.struct, images.data_ptr(), out.data_ptr(), _plan(0, threads))
@@ -215,29 +212,39 @@ class _Shape(NamedTuple):
     """What follows from the sizes of a convolution: worked out once for all images of a size."""
 
     struct: ConvolutionStruct
+    channels: int
     taps: int
     size: tuple[int, int]
     out: tuple[int, ...]
 
 
+def _laid_out(x: Tensor | Blocked, rows: int | None, how: Convolution, blocked: bool) -> tuple[Tensor, _Shape]:
+    """Return the tensor that holds images, and their sizes; of as many output channels as input ones by default."""
+    if isinstance(x, Blocked):
+        x.check()
+        return x.data, _shape(x.data.shape[0], x.data.shape[2], rows, x.height, x.width, how, True, blocked)
+    height, width = size_of(x)
+    return x, _shape(x.shape[0], x.shape[1], rows, height, width, how, False, blocked)
+
+
 @functools.lru_cache(1024)
 def _shape(
-    batch: int, channels: int, rows: int, height: int, width: int, how: Convolution, blocked_in: bool, blocked: bool
+    batch: int,
+    channels: int,
+    rows: int | None,
+    height: int,
+    width: int,
+    how: Convolution,
+    blocked_in: bool,
+    blocked: bool,
 ) -> _Shape:
     size = how.output(height, width)
     if min(size) < 1:
         raise SparseError(f"a kernel of {how.kernel} does not fit in an image of {(height, width)}")
     blocks = (IMAGE_BLOCK if blocked_in else 0, IMAGE_BLOCK if blocked else 0)
     struct = ConvolutionStruct(batch, channels, height, width, *how.flat(), *blocks)
-    return _Shape(struct, math.prod(how.kernel), size, shape_of(batch, rows, *size, blocked))
-
-
-def _images(x: Tensor | Blocked) -> tuple[Tensor, int, int]:
-    """Return the tensor that holds images, and their height and width."""
-    if isinstance(x, Blocked):
-        x.check()
-        return x.data, x.height, x.width
-    return x, *size_of(x)
+    out = shape_of(batch, channels if rows is None else rows, *size, blocked)
+    return _Shape(struct, channels, math.prod(how.kernel), size, out)
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
@@ -289,19 +296,13 @@ def _plan(tile: int, threads: int | None) -> PlanStruct:
         raise SparseError(
             f"threads must be a whole number of at least 1, or None for as many as torch's; got {threads!r}"
         )
-    return _planned(threads, tile)
-
-
-_planned = functools.lru_cache(256)(PlanStruct)
+    return PlanStruct(threads, tile)
 
 
 def _epilogue(bias: Tensor | None, residual: Tensor | None, activation: str) -> EpilogueStruct:
     # Both contiguous, and kept alive by the caller.
-    return _following(
-        None if bias is None else bias.data_ptr(), None if residual is None else residual.data_ptr(), activation
+    return EpilogueStruct(
+        None if bias is None else bias.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        ACTIVATIONS.index(activation),
     )
-
-
-@functools.lru_cache(4096)
-def _following(bias: int | None, residual: int | None, activation: str) -> EpilogueStruct:
-    return EpilogueStruct(bias, residual, ACTIVATIONS.index(activation))

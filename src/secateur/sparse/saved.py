@@ -15,9 +15,10 @@ from secateur._files import read_tensors, write_tensors
 from secateur.errors import CheckpointError, SparseError
 from secateur.inputs import split_inputs
 from secateur.sparse.compiled import Compiled
-from secateur.sparse.fuse import Fused, fuse, replace_, take_in_
+from secateur.sparse.fuse import Fused, fuse, take_in_
 from secateur.sparse.layers import MaxPool2d, SparseLayer, layer_of
 from secateur.sparse.library import engine
+from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport
 
 KIND = "sparse"
@@ -76,13 +77,9 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
         missing = [name for name in layers if name not in dict(fused.model.named_modules())]
         if missing:
             raise CheckpointError(f"{path}: comes from another architecture: this model has no layer {missing[0]!r}")
-        take_in_(fused, {n for n, what in layers.items() if what.get("layer") != "max_pool2d"}, args, kwargs)
-        for name, settings in layers.items():
-            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-            try:
-                layer = layer_of(settings, own)
-            except SparseError as error:
-                raise SparseError(f"{path}: {name}: {error}") from None
+        built = {name: _layer(path, name, settings, tensors) for name, settings in layers.items()}
+        take_in_(fused, {name for name, layer in built.items() if isinstance(layer, SparseLayer)}, args, kwargs)
+        for name, layer in built.items():
             if isinstance(layer, MaxPool2d):
                 _check_pool(path, name, fused.model.get_submodule(name), layer)
             elif layer.activation != fused.activations.get(name, "none"):
@@ -96,8 +93,18 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
     return Compiled(fused.model, report, fused)
 
 
+def _layer(
+    path: str | Path, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> SparseLayer | MaxPool2d:
+    own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+    try:
+        return layer_of(settings, own)
+    except SparseError as error:
+        raise SparseError(f"{path}: {name}: {error}") from None
+
+
 def _check_pool(path: str | Path, name: str, module: nn.Module, layer: MaxPool2d) -> None:
-    here = MaxPool2d.of(module) if isinstance(module, nn.MaxPool2d) else None
+    here = MaxPool2d.of(module)
     if here is None or here.convolution != layer.convolution:
         raise CheckpointError(
             f"{path}: comes from another architecture: {name} is a maximum with {layer.convolution} there, and "

@@ -227,7 +227,7 @@ class Tuner:
 
         return self._fastest(problem.key(self.threads), layers, problem.x)
 
-    def tune_pool(self, dense: nn.MaxPool2d, ours: MaxPool2d, x: Tensor) -> Tuned:
+    def tune_pool(self, dense: nn.Module, ours: MaxPool2d, x: Tensor) -> Tuned:
         """Return whether a maximum over images is faster in torch or in the kernels."""
         key = json.dumps(["max_pool2d", engine(), self.threads, tuple(x.shape), ours.convolution.flat()])
         return self._fastest(key, lambda: {Option(): dense, Option("kernel"): ours}, x)

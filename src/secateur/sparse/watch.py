@@ -1,0 +1,110 @@
+"""One forward pass, watched: what modules are given, and who reads what they return."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from secateur.sparse.known import LAYERS, NORMS, activation_of
+from secateur.sparse.layers import SparseLayer
+
+
+def inputs_of(
+    model: nn.Module, names: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return what each of the modules named is given in one forward; of several calls, the largest input."""
+    found: dict[str, Tensor] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0] if inputs else None
+            if isinstance(x, Tensor) and (name not in found or x.numel() > found[name].numel()):
+                found[name] = x.detach().clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(before(name)).remove)
+        stack.enter_context(torch.no_grad())
+        model(*args, **kwargs)
+    return found
+
+
+@dataclass
+class Calls:
+    """What one forward pass did: which modules ran on which tensors, and how often each tensor was read."""
+
+    outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
+    inputs: list[tuple[str, int]] = field(default_factory=list)  # of layers, norms and activations
+    count: Counter[str] = field(default_factory=Counter)
+    reads: Counter[int] = field(default_factory=Counter)
+    before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
+    alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield a layer and the one module that reads its output, where both ran once and nothing else reads it."""
+        for consumer, tensor in self.inputs:
+            producer = self.outputs.get(tensor)
+            if producer and self.count[producer] == 1 and self.count[consumer] == 1 and self.reads[tensor] == 1:
+                yield producer, consumer
+
+
+class _Reads(TorchFunctionMode):
+    """Counts how often each tensor is an argument of a torch function that returns tensors."""
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
+            for value in tree_leaves((args, kwargs or {})):
+                if isinstance(value, Tensor):
+                    self.calls.reads[id(value)] += 1
+                    self.calls.alive.append(value)
+        return out
+
+
+def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+    """Run a model once and return who read what."""
+    calls = Calls()
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            calls.count[name] += 1
+            if inputs and isinstance(inputs[0], Tensor):
+                calls.inputs.append((name, id(inputs[0])))
+                calls.alive.append(inputs[0])
+                calls.before.append(calls.reads[id(inputs[0])])
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
+                calls.reads[id(inputs[0])] = calls.before.pop() + 1
+            if isinstance(module, (*LAYERS, SparseLayer)) and isinstance(output, Tensor):
+                calls.outputs[id(output)] = name
+                calls.alive.append(output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, (*LAYERS, *NORMS, SparseLayer)) or activation_of(module):
+                stack.callback(module.register_forward_pre_hook(before(name)).remove)
+                stack.callback(module.register_forward_hook(after(name)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Reads(calls))
+        model(*args, **kwargs)
+    return calls
