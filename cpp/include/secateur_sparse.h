@@ -20,7 +20,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of a struct, a format or the meaning of an argument. */
-#define SECATEUR_ABI 2
+#define SECATEUR_ABI 3
 
 enum secateur_status {
   SECATEUR_OK = 0,
@@ -170,10 +170,35 @@ SECATEUR_API int32_t secateur_image_block(void);
 SECATEUR_API int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolution* shape, const float* x,
                                      float* y, const secateur_epilogue* epilogue, const secateur_plan* plan);
 
+/* Depthwise convolution, dense: every channel of the input gives `multiplier` channels of the output, one after the
+ * other. `weights` is [channels * multiplier][kernel_height * kernel_width]. */
+SECATEUR_API int32_t secateur_depthwise2d(const float* weights, int64_t multiplier, const secateur_convolution* shape,
+                                          const float* x, float* y, const secateur_epilogue* epilogue,
+                                          const secateur_plan* plan);
+
 /* The largest of what the kernel sees, in every channel of its own, in either layout. What is beside the image is never
  * the largest. */
 SECATEUR_API int32_t secateur_max_pool2d(const secateur_convolution* shape, const float* x, float* y,
                                          const secateur_plan* plan);
+
+/* One of several calls on images that follow each other. */
+enum secateur_step_kind { SECATEUR_CONV2D = 0, SECATEUR_DEPTHWISE2D = 1, SECATEUR_MAX_POOL2D = 2 };
+
+typedef struct secateur_step {
+  int32_t kind;
+  int32_t x, residual, y; /* places in `buffers`; there may be no residual: -1 */
+  int32_t activation;
+  int32_t tile;                    /* of a convolution */
+  const secateur_panelled* weight; /* of a convolution */
+  const float* kernels;            /* of a depthwise convolution */
+  int64_t multiplier;              /* of a depthwise convolution */
+  const float* bias;
+  secateur_convolution shape;
+} secateur_step;
+
+/* Runs them one after the other, and stops at the first that fails. */
+SECATEUR_API int32_t secateur_run(const secateur_step* steps, int64_t count, float* const* buffers, int64_t buffer_count,
+                                  int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -254,11 +254,45 @@ int32_t secateur_conv2d(const secateur_panelled* weight, const secateur_convolut
   });
 }
 
+int32_t secateur_depthwise2d(const float* weights, int64_t multiplier, const secateur_convolution* shape,
+                             const float* x, float* y, const secateur_epilogue* epilogue, const secateur_plan* plan) {
+  if (shape == nullptr || multiplier < 1 || !countable(shape->channels, multiplier)) return SECATEUR_BAD_ARGUMENT;
+  if (!sound(*shape, shape->channels * multiplier)) return SECATEUR_BAD_ARGUMENT;
+  return guarded(epilogue, plan, [&](const Kernels& k, const secateur_epilogue& after, const secateur_plan& how) {
+    return k.depthwise2d(weights, multiplier, *shape, x, y, after, how);
+  });
+}
+
 int32_t secateur_max_pool2d(const secateur_convolution* shape, const float* x, float* y, const secateur_plan* plan) {
   if (shape == nullptr || !sound(*shape, shape->channels)) return SECATEUR_BAD_ARGUMENT;
   return guarded(nullptr, plan, [&](const Kernels& k, const secateur_epilogue&, const secateur_plan& how) {
     return k.max_pool2d(*shape, x, y, how);
   });
+}
+
+int32_t secateur_run(const secateur_step* steps, int64_t count, float* const* buffers, int64_t buffer_count,
+                     int32_t threads) {
+  if (count < 0 || (count > 0 && (steps == nullptr || buffers == nullptr))) return SECATEUR_BAD_ARGUMENT;
+  const auto there = [&](int32_t i) { return i >= 0 && i < buffer_count; };
+  for (int64_t i = 0; i < count; ++i) {
+    const secateur_step& step = steps[i];
+    if (!there(step.x) || !there(step.y) || (step.residual != -1 && !there(step.residual))) return SECATEUR_BAD_ARGUMENT;
+    const float *x = buffers[step.x], *residual = step.residual == -1 ? nullptr : buffers[step.residual];
+    float* y = buffers[step.y];
+    const secateur_epilogue after = {step.bias, residual, step.activation};
+    const secateur_plan plan = {threads, step.tile};
+    int32_t status = SECATEUR_BAD_ARGUMENT;
+    switch (step.kind) {
+      case SECATEUR_CONV2D: status = secateur_conv2d(step.weight, &step.shape, x, y, &after, &plan); break;
+      case SECATEUR_DEPTHWISE2D:
+        status = secateur_depthwise2d(step.kernels, step.multiplier, &step.shape, x, y, &after, &plan);
+        break;
+      case SECATEUR_MAX_POOL2D: status = secateur_max_pool2d(&step.shape, x, y, &plan); break;
+      default: break;
+    }
+    if (status != SECATEUR_OK) return status;
+  }
+  return SECATEUR_OK;
 }
 
 }  // extern "C"

@@ -20,6 +20,8 @@ struct Kernels {
                           const secateur_plan& plan);
   int32_t (*conv2d)(const secateur_panelled& w, const secateur_convolution& shape, const float* x, float* y,
                     const secateur_epilogue& epilogue, const secateur_plan& plan);
+  int32_t (*depthwise2d)(const float* weights, int64_t multiplier, const secateur_convolution& shape, const float* x,
+                         float* y, const secateur_epilogue& epilogue, const secateur_plan& plan);
   int32_t (*max_pool2d)(const secateur_convolution& shape, const float* x, float* y, const secateur_plan& plan);
 };
 

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "conv.h"
+#include "depthwise.h"
 #include "gemv.h"
 #include "max_pool.h"
 #include "spmm.h"
@@ -28,6 +29,7 @@ bool usable() {
 
 }  // namespace
 
-const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, kWidth, usable, spmm, gemv, gemv_bitmask, conv2d, max_pool2d};
+const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, kWidth, usable, spmm, gemv, gemv_bitmask, conv2d,
+                                  depthwise2d, max_pool2d};
 
 }  // namespace secateur

@@ -40,7 +40,7 @@ struct Geometry : Extent {
         rows(spanned + floor_divide(reach_height - s.pad_top, s.stride_height) - first_row),
         phase_size(rows * period + 2 * kWidth),
         taps(int64_t{s.kernel_height} * s.kernel_width),
-        mask_length(period + kWidestTile) {
+        mask_length(period + tile) {
     const int64_t numbers = taps + s.kernel_height + s.kernel_width;
     int64_t* shift = reinterpret_cast<int64_t*>(scratch(kTaps).at_least(2 * numbers + s.kernel_width * mask_length));
     int32_t* mask = reinterpret_cast<int32_t*>(shift + numbers);
@@ -50,11 +50,13 @@ struct Geometry : Extent {
     shifts = shift;
     masks = mask;
     for (int64_t tap = 0; tap < taps; ++tap) *shift++ = shift_of(tap);
-    for (int64_t k = 0; k < s.kernel_width; ++k)
-      for (int64_t i = 0; i < mask_length; ++i) {
-        const int64_t column = i % period * s.stride_width + column_of(k);
-        *mask++ = column >= 0 && column < s.width ? -1 : 0;
+    for (int64_t k = 0; k < s.kernel_width; ++k, mask += mask_length) {
+      for (int64_t i = 0; i < least(period, mask_length); ++i) {
+        const int64_t column = i * s.stride_width + column_of(k);
+        mask[i] = column >= 0 && column < s.width ? -1 : 0;
       }
+      for (int64_t i = period; i < mask_length; ++i) mask[i] = mask[i - period];
+    }
   }
 
   // Rows (or columns) of the image modulo the stride, those that the kernel meets: one of two, where it has one tap and
@@ -115,9 +117,9 @@ class Taps final : public Source {
     vec<kWidth> wide{};
     float rest = 0.0f;
     for (int64_t done = 0; done < count;) {
-      const int64_t channel = (feature + done) / g_.taps, first = (feature + done) % g_.taps;
+      const int64_t at = (feature + done) / g_.taps, first = (feature + done) % g_.taps;
       const int64_t last = least(g_.taps, first + count - done);
-      copy_blocks(view, channel, &wide, &rest);
+      copy_blocks(view, at, &wide, &rest);
       if (!g_.linear) split(view);
       for (int64_t tap = first, column = first % columns; tap < last; ++tap, ++done) {
         const int32_t* mask = whole[column] ? nullptr : masks + column * tile;
@@ -140,9 +142,6 @@ class Taps final : public Source {
     return block(feature / g_.taps, pixel / kImageBlock)[pixel % kImageBlock];
   }
 
- private:
-  static constexpr float kBeside = kLowest ? -__builtin_inff() : 0.0f;
-
   // The part of the image that a tile sees, one channel at a time.
   struct View {
     int64_t top, bottom;  // output rows, both included
@@ -155,6 +154,7 @@ class Taps final : public Source {
     const float* origin;  // what a tap with no shift sees
   };
 
+  // Looks at the image from `tile` positions, of which `valid` count.
   View look(int64_t tile, int64_t position, int64_t valid) const {
     const secateur_convolution& s = g_.shape;
     View v{};
@@ -176,6 +176,8 @@ class Taps final : public Source {
     const int64_t blocks = floor_divide(high, kImageBlock) - v.first_block + 1;
     v.blocks = reinterpret_cast<int64_t*>(scratch(kBlocks).at_least(2 * blocks));
     v.window = scratch(kWindow).at_least(blocks * kImageBlock + 4 * kWidth);
+    // What is seen from positions that do not count must not be left to chance: subnormal numbers are slow.
+    fill(v.window + blocks * kImageBlock, 4 * kWidth);
     if (g_.linear) {
       for (int64_t k = 0; k < s.kernel_height; ++k) {
         const int64_t from = low + k * s.dilation_height * s.width;
@@ -189,9 +191,27 @@ class Taps final : public Source {
         add_blocks(v, y * s.width + v.left, y * s.width + v.right);
     const int64_t before = divide_up(s.pad_left, kWidth) * kWidth;
     const int64_t phases = g_.row_phases.count * g_.column_phases.count;
-    v.split = scratch(kPhases).at_least(before + phases * g_.phase_size + g_.reach_width + 2 * kWidth) + before;
+    const int64_t size = before + phases * g_.phase_size + g_.reach_width + 2 * kWidth;
+    v.split = scratch(kPhases).at_least(size) + before;
+    fill(v.split - before, size);
     v.origin = v.split + position % g_.period;
     return v;
+  }
+
+  // Lays out one channel, and returns what a tap with no shift sees from the first position on. Masks are left out.
+  const float* channel(const View& view, int64_t channel) const {
+    vec<kWidth> wide{};
+    float rest = 0.0f;
+    copy_blocks(view, channel, &wide, &rest);
+    if (!g_.linear) split(view);
+    return view.origin;
+  }
+
+ private:
+  static constexpr float kBeside = kLowest ? -__builtin_inff() : 0.0f;
+
+  static void fill(float* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = kBeside;
   }
 
   static void add_blocks(View& v, int64_t from, int64_t to) {
@@ -223,10 +243,6 @@ class Taps final : public Source {
       for (; lane < there; ++lane) *rest += (to[lane] = from[lane]) * 0.0f;
       if (lane < kImageBlock) fill(to + lane, kImageBlock - lane);
     }
-  }
-
-  static void fill(float* to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = kBeside;
   }
 
   // Lays the rows of the window out in phases. What is written beyond the end of a row, the next one overwrites.

@@ -3,10 +3,11 @@
 from secateur.sparse.compiled import Compiled, compile
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import Bitmask, Panelled, nbytes
+from secateur.sparse.image_layers import DepthwiseConv2d, MaxPool2d
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
+from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.library import isa, isas, reason, use_isa
-from secateur.sparse.ops import conv2d, linear, max_pool2d
+from secateur.sparse.ops import conv2d, depthwise2d, linear, max_pool2d
 from secateur.sparse.saved import load, save
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "Compiled",
     "Convolution",
     "Csr",
+    "DepthwiseConv2d",
     "MaxPool2d",
     "Panelled",
     "SparseConv2d",
     "SparseLinear",
     "compile",
     "conv2d",
+    "depthwise2d",
     "isa",
     "isas",
     "linear",

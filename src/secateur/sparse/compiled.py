@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
+from secateur.sparse.chain import chained
 from secateur.sparse.fuse import Fused, activations_behind, fuse, keep_blocked_, keep_feature_major_, take_in_
+from secateur.sparse.image_layers import MaxPool2d
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import MaxPool2d, SparseLayer
+from secateur.sparse.known import PaddedConv2d
+from secateur.sparse.layers import SparseLayer
 from secateur.sparse.library import engine, reason
 from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport, LayerReport
@@ -51,13 +55,26 @@ class Compiled(nn.Module):
         self.model = model
         self.report = report
         self.fused = fused
+        self._chained: tuple[nn.Module, nn.Module] | None = None  # not its children: they share the model's layers
         self.eval()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        return self.model(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
+        return self.chained(*args, **kwargs)
+
+    @property
+    def chained(self) -> nn.Module:
+        """The model, with layers that follow each other in one call of the library."""
+        if self._chained is None or self._chained[0] is not self.model:
+            self._chained = self.model, chained(self.model)
+        return self._chained[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_chained": None}
 
     def train(self, mode: bool = True) -> Compiled:
         """Stay in evaluation mode: packed weights cannot be trained.
@@ -183,7 +200,10 @@ def _check_model(model: nn.Module) -> None:
 def _tune(
     fused: Fused, inputs: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], tuner: Tuner
 ) -> dict[str, tuple[Problem, Tuned]]:
-    """Measure every layer that has enough zeros, with what would follow it in the same call."""
+    """Measure every layer that has enough zeros, with what would follow it in the same call.
+
+    Depthwise convolutions are measured too, and taken where anything sparse stands beside them.
+    """
     possible = {name for name, module in fused.model.named_modules() if name in inputs and _candidate(module)}
     activations = activations_behind(fused, possible, args, kwargs)
     layers = {}
@@ -191,10 +211,12 @@ def _tune(
         if name not in possible:
             continue
         problem = _problem(module, activations.get(name, "none"), inputs[name])
-        if 1 - problem.density < LEAST_SPARSITY:
+        if 1 - problem.density < LEAST_SPARSITY and not problem.depthwise:
             layers[name] = (problem, Tuned(Option(), math.nan, math.nan))
         else:
             layers[name] = (problem, tuner.tune(problem))
+    if all(problem.depthwise for problem, tuned in layers.values() if tuned.option.kind != "dense"):
+        return {name: (problem, replace(tuned, option=Option())) for name, (problem, tuned) in layers.items()}
     return layers
 
 
@@ -250,8 +272,10 @@ def _left(model: nn.Module, measured: set[str]) -> dict[str, str]:
 
 
 def _candidate(module: nn.Module) -> bool:
-    if type(module) is nn.Conv2d:
-        return module.groups == 1 and module.padding_mode == "zeros"
+    if type(module) in (nn.Conv2d, PaddedConv2d):
+        assert isinstance(module, nn.Conv2d)
+        depthwise = module.groups == module.in_channels and not reason()
+        return (module.groups == 1 or depthwise) and module.padding_mode == "zeros"
     return type(module) is nn.Linear
 
 
@@ -261,7 +285,9 @@ def _problem(module: nn.Module, activation: str, x: Tensor) -> Problem:
     if isinstance(module, nn.Linear):
         return Problem(module.weight.detach(), bias, activation, None, x)
     kernel, stride, dilation = (tuple(int(n) for n in v) for v in (module.kernel_size, module.stride, module.dilation))
-    if isinstance(module.padding, str):
+    if isinstance(module, PaddedConv2d):
+        padding = module.pads
+    elif isinstance(module.padding, str):
         whole = [d * (k - 1) if module.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
         top, left = whole[0] // 2, whole[1] // 2
         padding = (top, left, whole[0] - top, whole[1] - left)

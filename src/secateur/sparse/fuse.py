@@ -17,8 +17,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from secateur.sparse.known import IDLE, NORMS, activation_of
-from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
+from secateur.sparse.image_layers import ImageLayer
+from secateur.sparse.known import IDLE, NORMS, PaddedConv2d, activation_of
+from secateur.sparse.layers import SparseLinear
 from secateur.sparse.plain import plain_layers_, replace_
 from secateur.sparse.watch import Calls, watch
 
@@ -61,7 +62,7 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
         layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
         if not isinstance(norm, NORMS) or norm.running_mean is None or norm.training:
             continue
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, PaddedConv2d):
             replace_(model, producer, fuse_conv_bn_eval(layer, norm))
         elif type(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
             replace_(model, producer, fuse_linear_bn_eval(layer, norm))
@@ -73,17 +74,17 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves activations of other libraries whole, as torch's own.
+    """Leaves activations of other libraries whole, as torch's own, and convolutions that stand in for theirs.
 
     They are tried on numbers before, since a module that is called while a model is traced is itself traced.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.activations = {module for module in model.modules() if activation_of(module) is not None}
+        self.whole = {m for m in model.modules() if isinstance(m, PaddedConv2d) or activation_of(m) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or m in self.activations
+        return super().is_leaf_module(m, module_qualified_name) or m in self.whole
 
 
 def traced(model: nn.Module) -> fx.GraphModule | None:
@@ -193,9 +194,9 @@ def keep_blocked_(model: nn.Module) -> None:
         return
     modules = dict(model.named_modules())
 
-    def layer(node: fx.Node) -> SparseConv2d | MaxPool2d | None:
+    def layer(node: fx.Node) -> ImageLayer | None:
         module = modules[str(node.target)] if node.op == "call_module" else None
-        return module if isinstance(module, SparseConv2d | MaxPool2d) else None
+        return module if isinstance(module, ImageLayer) else None
 
     calls = _calls_of(model.graph)
     for node in model.graph.nodes:

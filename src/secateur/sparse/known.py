@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from secateur.sparse.fallback import AFTERWARDS
 
 LAYERS = (nn.Linear, nn.Conv2d)
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution with other padding above than below, or left than right, as TensorFlow's ``same`` at a stride of 2.
+
+    Attributes:
+        pads: Zeros on top, left, bottom and right.
+    """
+
+    pads: tuple[int, int, int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output images."""
+        top, left, bottom, right = self.pads
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 

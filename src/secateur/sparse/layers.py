@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,10 @@ from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, Weight, nbytes
+from secateur.sparse.image_layers import Call, DepthwiseConv2d, ImageLayer, MaxPool2d
 from secateur.sparse.images import Blocked, Convolution
-from secateur.sparse.library import ACTIVATIONS
-from secateur.sparse.operators import conv2d_operator, max_pool2d_operator
+from secateur.sparse.library import ACTIVATIONS, CONV2D
+from secateur.sparse.operators import conv2d_operator
 
 
 class SparseLayer(nn.Module):
@@ -129,13 +131,8 @@ class SparseLinear(SparseLayer):
         return super().settings() | {"layer": "linear", "feature_major": self.feature_major}
 
 
-class SparseConv2d(SparseLayer):
-    """A convolution with a packed weight, its bias, a residual and an activation; one group.
-
-    Attributes:
-        convolution: Kernel, stride, padding, dilation.
-        blocked: Whether it returns images in the kernels' own layout, for another such layer; it takes both.
-    """
+class SparseConv2d(ImageLayer, SparseLayer):
+    """A convolution with a packed weight, its bias, a residual and an activation; one group."""
 
     def __init__(
         self,
@@ -151,12 +148,8 @@ class SparseConv2d(SparseLayer):
         self.convolution = convolution
         self.blocked = blocked
 
-    def forward(self, x: Tensor | Blocked, residual: Tensor | Blocked | None = None) -> Any:
-        """Return the output images, ``[batch, rows, height, width]``; a single image may come without its batch."""
-        if isinstance(x, Tensor) and not isinstance(x, Blocked) and x.dim() == 3:
-            added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
-            out = self.forward(x.unsqueeze(0), added)
-            return out.squeeze(0) if isinstance(out, Tensor) else out
+    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None) -> Any:
+        """Return the output images of a batch."""
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
             return conv2d_operator(
@@ -169,6 +162,15 @@ class SparseConv2d(SparseLayer):
             x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
         )
 
+    def call(self) -> Call | None:
+        """Return what the library is given for this layer; nothing where torch runs it."""
+        weight = self.packed
+        if not isinstance(weight, Panelled):
+            return None
+        bias = None if self.bias is None else self.bias.contiguous()
+        channels = weight.columns // math.prod(self.convolution.kernel)
+        return Call(CONV2D, weight.rows, channels, weight, None, bias, self.activation, self.tile)
+
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
         return super().settings() | {
@@ -178,59 +180,21 @@ class SparseConv2d(SparseLayer):
         }
 
 
-class MaxPool2d(nn.Module):
-    """The largest value that a kernel sees, from and to images in either layout.
-
-    Attributes:
-        convolution: Kernel, stride, padding, dilation.
-        blocked: Whether it returns images in the kernels' own layout, for a convolution; it takes both.
-    """
-
-    def __init__(self, convolution: Convolution, *, blocked: bool = False) -> None:
-        super().__init__()
-        self.convolution = convolution
-        self.blocked = blocked
-
-    @classmethod
-    def of(cls, module: nn.Module) -> MaxPool2d | None:
-        """Return what does the same as one of torch's; nothing for other modules, or where the kernels cannot."""
-        if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
-            return None
-        kernel, stride, padding, dilation = (
-            (int(n), int(n)) if isinstance(n, int) else (int(n[0]), int(n[1]))
-            for n in (module.kernel_size, module.stride, module.padding, module.dilation)
-        )
-        if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-            return None  # torch refuses it
-        return cls(Convolution(kernel, stride, padding * 2, dilation))
-
-    def forward(self, x: Tensor | Blocked) -> Any:
-        """Return the output images, ``[batch, channels, height, width]``; a single image may come without its batch."""
-        if isinstance(x, Tensor) and x.dim() == 3:
-            out = self.forward(x.unsqueeze(0))
-            return out.squeeze(0) if isinstance(out, Tensor) else out
-        if torch.compiler.is_compiling():
-            return max_pool2d_operator(x, self.convolution, self.blocked)
-        return ops.max_pool2d(x, self.convolution, blocked=self.blocked)
-
-    def settings(self) -> dict[str, Any]:
-        """Return what makes this layer: plain values, for JSON."""
-        return {"layer": "max_pool2d", "convolution": self.convolution.flat(), "blocked": self.blocked}
-
-    def extra_repr(self) -> str:
-        """Return what ``print`` shows."""
-        return str(self.convolution)
+KernelLayer = SparseLayer | DepthwiseConv2d | MaxPool2d
+"""Whatever runs in the kernels."""
 
 
-def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SparseLinear | SparseConv2d | MaxPool2d:
+def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> KernelLayer:
     """Put a layer together again from its ``settings()`` and its tensors, all of it checked.
 
     Raises:
         SparseError: When something is missing, of another type, or does not fit.
     """
-    check_choice("layer", settings.get("layer"), ("linear", "conv2d", "max_pool2d"))
+    check_choice("layer", settings.get("layer"), ("linear", "conv2d", "depthwise2d", "max_pool2d"))
     if settings["layer"] == "max_pool2d":
         return MaxPool2d(_convolution_of(settings), blocked=settings.get("blocked", False) is True)
+    if settings["layer"] == "depthwise2d":
+        return _depthwise_of(settings, tensors)
     try:
         kind, numbers, layer = settings["kind"], settings["numbers"], settings["layer"]
         activation, tile = settings["activation"], settings["tile"]
@@ -242,9 +206,7 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
     if not isinstance(numbers, Mapping):
         raise SparseError(f"a sparse layer's numbers must be a table, got {type(numbers).__name__}")
     weight = FORMATS[kind].from_tensors(numbers, tensors)
-    bias = tensors.get("bias")
-    if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (weight.rows,)):
-        raise SparseError(f"expected a float32 bias of {weight.rows} entries, got {bias.dtype} {tuple(bias.shape)}")
+    bias = _bias_of(tensors, weight.rows)
     if layer == "linear":
         feature_major = settings.get("feature_major", False) is True
         return SparseLinear(weight, bias, activation=activation, tile=tile, feature_major=feature_major)
@@ -256,6 +218,30 @@ def layer_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Spar
         raise SparseError(f"a weight of {weight.columns} columns does not fit a kernel of {height}x{width}")
     blocked = settings.get("blocked", False) is True
     return SparseConv2d(weight, convolution, bias, activation=activation, tile=tile, blocked=blocked)
+
+
+def _depthwise_of(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DepthwiseConv2d:
+    weight, channels, activation = tensors.get("weight"), settings.get("channels"), settings.get("activation")
+    if weight is None or activation not in ACTIVATIONS or type(channels) is not int:
+        raise SparseError(
+            f"a depthwise convolution of {channels!r} channels with activation {activation!r} and "
+            f"{'no ' if weight is None else 'a '}weight cannot be"
+        )
+    return DepthwiseConv2d(
+        weight,
+        _convolution_of(settings),
+        channels,
+        _bias_of(tensors, weight.shape[0] if weight.dim() else 0),
+        activation=activation,
+        blocked=settings.get("blocked", False) is True,
+    )
+
+
+def _bias_of(tensors: Mapping[str, Tensor], rows: int) -> Tensor | None:
+    bias = tensors.get("bias")
+    if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (rows,)):
+        raise SparseError(f"expected a float32 bias of {rows} entries, got {bias.dtype} {tuple(bias.shape)}")
+    return bias
 
 
 def _convolution_of(settings: Mapping[str, Any]) -> Convolution:

@@ -13,7 +13,7 @@ import torch
 
 from secateur.errors import SparseError, nearest
 
-ABI = 2
+ABI = 3
 """Version of the interface in ``cpp/include/secateur_sparse.h`` that this package was written for."""
 
 VARIABLE = "SECATEUR_SPARSE_LIBRARY"
@@ -81,6 +81,22 @@ class ConvolutionStruct(ctypes.Structure):
     )
 
 
+class StepStruct(ctypes.Structure):
+    """``secateur_step``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("kind", "x", "residual", "y", "activation", "tile")),
+        ("weight", ctypes.POINTER(PanelledStruct)),
+        ("kernels", ctypes.c_void_p),
+        ("multiplier", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("shape", ConvolutionStruct),
+    )
+
+
+CONV2D, DEPTHWISE2D, MAX_POOL2D = range(3)
+"""Kinds of steps."""
+
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _PANELLED, _BITMASK = ctypes.POINTER(PanelledStruct), ctypes.POINTER(BitmaskStruct)
 _AFTER, _PLAN = ctypes.POINTER(EpilogueStruct), ctypes.POINTER(PlanStruct)
@@ -107,6 +123,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gemv": (_INT, (_PANELLED, _POINTER, _POINTER, _AFTER, _PLAN)),
     "gemv_bitmask": (_INT, (_BITMASK, _POINTER, _POINTER, _AFTER, _PLAN)),
     "conv2d": (_INT, (_PANELLED, ctypes.POINTER(ConvolutionStruct), _POINTER, _POINTER, _AFTER, _PLAN)),
+    "depthwise2d": (
+        _INT,
+        (_POINTER, _LONG, ctypes.POINTER(ConvolutionStruct), _POINTER, _POINTER, _AFTER, _PLAN),
+    ),
+    "run": (_INT, (ctypes.POINTER(StepStruct), _LONG, ctypes.POINTER(_POINTER), _LONG, _INT)),
     "max_pool2d": (_INT, (ctypes.POINTER(ConvolutionStruct), _POINTER, _POINTER, _PLAN)),
 }
 

@@ -15,7 +15,7 @@ from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
 from secateur.sparse.formats import FORMATS, Bitmask
 from secateur.sparse.images import Blocked, Convolution, shape_of, size_of
-from secateur.sparse.ops import conv2d, linear, max_pool2d, spread
+from secateur.sparse.ops import conv2d, depthwise2d, linear, max_pool2d, spread
 
 
 class _Checked(NamedTuple):
@@ -59,6 +59,10 @@ _library.define(
     "sparse_conv2d(Tensor x, Tensor[] arrays, int[] header, SymInt[] convolution, Tensor? bias, Tensor? residual, "
     "str activation, int tile) -> Tensor"
 )
+_library.define(
+    "depthwise2d(Tensor x, Tensor weight, SymInt[] convolution, Tensor? bias, Tensor? residual, str activation) "
+    "-> Tensor"
+)
 _library.define("max_pool2d(Tensor x, SymInt[] convolution) -> Tensor")
 
 
@@ -93,6 +97,24 @@ def _sparse_conv2d(
     images = Blocked(x, height, width) if blocked_in else x
     added = Blocked(residual, *how.output(height, width)) if blocked and residual is not None else residual
     out = conv2d(images, weight, how, bias, added, activation, tile=tile, blocked=bool(blocked))
+    result: Tensor = out.data if isinstance(out, Blocked) else out
+    return result
+
+
+@torch.library.impl(_library, "depthwise2d", "CPU")
+def _depthwise2d(
+    x: Tensor,
+    weight: Tensor,
+    convolution: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    *flat, height, width, blocked_in, blocked = convolution
+    how = Convolution.of_flat(flat)
+    images = Blocked(x, height, width) if blocked_in else x
+    added = Blocked(residual, *how.output(height, width)) if blocked and residual is not None else residual
+    out = depthwise2d(images, weight, how, bias, added, activation, blocked=bool(blocked))
     result: Tensor = out.data if isinstance(out, Blocked) else out
     return result
 
@@ -139,6 +161,20 @@ def _fake_conv2d(
     return x.new_empty(shape_of(x.shape[0], header[0], *Convolution.of_flat(flat).output(height, width), bool(blocked)))
 
 
+@torch.library.register_fake("secateur::depthwise2d", lib=_library)  # type: ignore[untyped-decorator]
+def _fake_depthwise2d(
+    x: Tensor,
+    weight: Tensor,
+    convolution: list[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    *flat, height, width, _, blocked = convolution
+    size = Convolution.of_flat(flat).output(height, width)
+    return x.new_empty(shape_of(x.shape[0], weight.shape[0], *size, bool(blocked)))
+
+
 @torch.library.register_fake("secateur::max_pool2d", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_max_pool2d(x: Tensor, convolution: list[int]) -> Tensor:
     *flat, height, width, blocked_in, blocked = convolution
@@ -148,11 +184,25 @@ def _fake_max_pool2d(x: Tensor, convolution: list[int]) -> Tensor:
 
 def max_pool2d_operator(x: Tensor | Blocked, convolution: Convolution, blocked: bool) -> Any:
     """Call the operator ``secateur::max_pool2d``, which knows tensors and numbers alone."""
-    data, height, width = x if isinstance(x, Blocked) else (x, *size_of(x))
-    out = torch.ops.secateur.max_pool2d(
-        data, [*convolution.flat(), height, width, int(isinstance(x, Blocked)), int(blocked)]
-    )
-    return Blocked(out, *convolution.output(height, width)) if blocked else out
+    data, numbers = _flat(x, convolution, blocked)
+    out = torch.ops.secateur.max_pool2d(data, numbers)
+    return _images(out, numbers)
+
+
+def depthwise2d_operator(
+    x: Tensor | Blocked,
+    weight: Tensor,
+    convolution: Convolution,
+    bias: Tensor | None,
+    residual: Tensor | Blocked | None,
+    activation: str,
+    *,
+    blocked: bool,
+) -> Any:
+    """Call the operator ``secateur::depthwise2d``, which knows tensors and numbers alone."""
+    data, numbers = _flat(x, convolution, blocked)
+    out = torch.ops.secateur.depthwise2d(data, weight, numbers, bias, _added(residual, blocked), activation)
+    return _images(out, numbers)
 
 
 def conv2d_operator(  # noqa: PLR0913  # as the operator
@@ -167,12 +217,25 @@ def conv2d_operator(  # noqa: PLR0913  # as the operator
     blocked: bool,
 ) -> Any:
     """Call the operator ``secateur::sparse_conv2d``, which knows tensors and numbers alone."""
-    data, height, width = x if isinstance(x, Blocked) else (x, *size_of(x))
-    if isinstance(residual, Blocked) and not blocked:
-        residual = residual.images()
-    elif isinstance(residual, Tensor) and not isinstance(residual, Blocked) and blocked:
-        residual = Blocked.of(residual)
-    added = residual.data if isinstance(residual, Blocked) else residual
-    numbers = [*convolution.flat(), height, width, int(isinstance(x, Blocked)), int(blocked)]
+    data, numbers = _flat(x, convolution, blocked)
+    added = _added(residual, blocked)
     out = torch.ops.secateur.sparse_conv2d(data, arrays, header, numbers, bias, added, activation, tile)
-    return Blocked(out, *convolution.output(height, width)) if blocked else out
+    return _images(out, numbers)
+
+
+def _flat(x: Tensor | Blocked, convolution: Convolution, blocked: bool) -> tuple[Tensor, list[int]]:
+    """Return images as the operators take them: a tensor, and its size and layout among the numbers."""
+    data, height, width = x if isinstance(x, Blocked) else (x, *size_of(x))
+    return data, [*convolution.flat(), height, width, int(isinstance(x, Blocked)), int(blocked)]
+
+
+def _added(residual: Tensor | Blocked | None, blocked: bool) -> Tensor | None:
+    """Return the tensor that holds a residual, in the output's layout."""
+    if isinstance(residual, Blocked):
+        return residual.data if blocked else residual.images()
+    return Blocked.of(residual).data if blocked and residual is not None else residual
+
+
+def _images(out: Tensor, numbers: Sequence[int]) -> Any:
+    *flat, height, width, _, blocked = numbers
+    return Blocked(out, *Convolution.of_flat(flat).output(height, width)) if blocked else out

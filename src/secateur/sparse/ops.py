@@ -145,17 +145,7 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
             f"{tuple(data.shape)}"
         )
     out = torch.empty(shape.out)
-    added = None
-    if residual is not None:
-        if isinstance(residual, Blocked):
-            residual.check()
-            added = residual.data if blocked else residual.images()
-        else:
-            size_of(residual)
-            added = Blocked.of(residual).data if blocked else residual
-        added = added.contiguous()
-        if added.shape != out.shape:
-            raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
+    added = _laid_out_like(residual, out, blocked)
     _check_all(data, weight.rows, bias, added, activation)
     bias = None if bias is None else bias.contiguous()
     if isinstance(weight, Csr):
@@ -175,6 +165,75 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
     )
     check(status, "a sparse convolution")
     return Blocked(out, *shape.size) if blocked else out
+
+
+def depthwise2d(
+    x: Tensor | Blocked,
+    weight: Tensor,
+    convolution: Convolution,
+    bias: Tensor | None = None,
+    residual: Tensor | Blocked | None = None,
+    activation: str = "none",
+    *,
+    threads: int | None = None,
+    blocked: bool = False,
+) -> Any:
+    """Return a depthwise convolution: every channel has kernels of its own. Their zeros are multiplied by, too.
+
+    Args:
+        x: Float32 ``[batch, channels, height, width]`` on the CPU, or images in blocks.
+        weight: Float32 ``[outputs, 1, kernel height, kernel width]``; outputs are a whole multiple of the channels.
+        convolution: Kernel, stride, padding, dilation.
+        bias: Float32 ``[outputs]``.
+        residual: Shaped as the output, in either layout; added before the activation.
+        activation: One of ``ACTIVATIONS``.
+        threads: By default as many as torch's operators use.
+        blocked: Return images in blocks.
+
+    Returns:
+        Float32 ``[batch, outputs, height, width]``, or a :class:`Blocked`.
+
+    Raises:
+        SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
+
+    Example:
+        >>> x, kernels = torch.ones(1, 2, 3, 3), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+        >>> depthwise2d(x, kernels, Convolution())[0, :, 0, 0].tolist()
+        [1.0, 2.0]
+    """
+    rows = weight.shape[0] if weight.dim() == 4 else 0
+    data, shape = _laid_out(x, rows, convolution, blocked)
+    check_depthwise(weight, shape.channels, convolution)
+    out = torch.empty(shape.out)
+    added = _laid_out_like(residual, out, blocked)
+    _check_all(data, rows, bias, added, activation)
+    bias = None if bias is None else bias.contiguous()
+    images, kernels = data.resolve_neg().contiguous(), weight.resolve_neg().contiguous()
+    status = library().secateur_depthwise2d(
+        kernels.data_ptr(),
+        rows // max(shape.channels, 1),
+        shape.struct,
+        images.data_ptr(),
+        out.data_ptr(),
+        _epilogue(bias, added, activation),
+        _plan(0, threads),
+    )
+    check(status, "a depthwise convolution")
+    return Blocked(out, *shape.size) if blocked else out
+
+
+def check_depthwise(weight: Tensor, channels: int, convolution: Convolution) -> None:
+    """Refuse kernels that are not those of a depthwise convolution.
+
+    Raises:
+        SparseError: Says what came and what was expected.
+    """
+    _check_all(weight, 0, None, None, "none")
+    if weight.shape[1:] != (1, *convolution.kernel) or weight.shape[0] < 1 or weight.shape[0] % max(channels, 1):
+        raise SparseError(
+            f"expected kernels [outputs, 1, {', '.join(map(str, convolution.kernel))}], outputs a whole multiple of "
+            f"{channels}, got shape {tuple(weight.shape)}"
+        )
 
 
 def max_pool2d(
@@ -222,13 +281,28 @@ def _laid_out(x: Tensor | Blocked, rows: int | None, how: Convolution, blocked: 
     """Return the tensor that holds images, and their sizes; of as many output channels as input ones by default."""
     if isinstance(x, Blocked):
         x.check()
-        return x.data, _shape(x.data.shape[0], x.data.shape[2], rows, x.height, x.width, how, True, blocked)
+        return x.data, shape_for(x.data.shape[0], x.data.shape[2], rows, x.height, x.width, how, True, blocked)
     height, width = size_of(x)
-    return x, _shape(x.shape[0], x.shape[1], rows, height, width, how, False, blocked)
+    return x, shape_for(x.shape[0], x.shape[1], rows, height, width, how, False, blocked)
+
+
+def _laid_out_like(residual: Tensor | Blocked | None, out: Tensor, blocked: bool) -> Tensor | None:
+    """Return the tensor that holds a residual, in the output's layout."""
+    if residual is None:
+        return None
+    if isinstance(residual, Blocked):
+        residual.check()
+        added = residual.data if blocked else residual.images()
+    else:
+        size_of(residual)
+        added = Blocked.of(residual).data if blocked else residual
+    if added.shape != out.shape:
+        raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
+    return added.contiguous()
 
 
 @functools.lru_cache(1024)
-def _shape(
+def shape_for(
     batch: int,
     channels: int,
     rows: int | None,
@@ -238,6 +312,11 @@ def _shape(
     blocked_in: bool,
     blocked: bool,
 ) -> _Shape:
+    """Return the sizes of a convolution's images; of as many output channels as input ones where rows are not given.
+
+    Raises:
+        SparseError: When the kernel does not fit in the image.
+    """
     size = how.output(height, width)
     if min(size) < 1:
         raise SparseError(f"a kernel of {how.kernel} does not fit in an image of {(height, width)}")
@@ -245,6 +324,17 @@ def _shape(
     struct = ConvolutionStruct(batch, channels, height, width, *how.flat(), *blocks)
     out = shape_of(batch, channels if rows is None else rows, *size, blocked)
     return _Shape(struct, channels, math.prod(how.kernel), size, out)
+
+
+def are_images(x: object) -> bool:
+    """Whether the kernels take something as images, without anyone having to look closer."""
+    if isinstance(x, Blocked):
+        x.check()
+    data = x.data if isinstance(x, Blocked) else x
+    if type(data) is not Tensor or data.dim() != 4 or data.numel() == 0:
+        return False
+    plain = data.dtype is torch.float32 and data.is_cpu and data.layout is torch.strided
+    return plain and not (data.requires_grad and torch.is_grad_enabled())
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:

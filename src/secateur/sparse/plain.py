@@ -2,56 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.sparse.known import LAYERS
+from secateur.sparse.known import LAYERS, PaddedConv2d
 from secateur.sparse.watch import inputs_of
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_Conv = TypeVar("_Conv", bound=nn.Conv2d)
 
 
 def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Put torch's own layers in the place of subclasses that do the same; libraries pad in forwards of their own.
 
-    They are tried on the input of one forward pass, and on one that is larger by a pixel: what they pad may depend on
+    They are tried on the input of one forward pass, and on larger ones, up to a stride: what they pad may depend on
     sizes.
     """
     others = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and type(m) not in LAYERS}
     if not others:
         return
     for name, x in inputs_of(model, others, args, kwargs).items():
-        plain = _plain(others[name])
-        grown = F.pad(x, (0, 1, 0, 1)) if isinstance(plain, nn.Conv2d) else x
-        if plain is not None and all(_same(others[name], plain, probe) for probe in (x, torch.rand_like(grown))):
-            replace_(model, name, plain)
+        module = others[name]
+        larger = max(module.stride) if isinstance(module, nn.Conv2d) else 0
+        probes = [x, *(torch.rand_like(F.pad(x, (0, n, 0, n) if larger else ())) for n in range(1, max(larger, 2)))]
+        for plain in _plain(module, x):
+            if all(_same(module, plain, probe) for probe in probes):
+                replace_(model, name, plain)
+                break
 
 
-def _plain(module: nn.Module) -> nn.Module | None:
-    """Return torch's own layer with the weights and settings of a subclass of it."""
+def _plain(module: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """Yield layers with the weights and settings of a subclass of torch's: torch's own, others that pad otherwise."""
     if set(module._parameters) != {"weight", "bias"} or module._forward_hooks or module._forward_pre_hooks:
-        return None
-    plain: nn.Module
+        return
     if isinstance(module, nn.Linear):
-        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        yield _filled(nn.Linear(module.in_features, module.out_features, module.bias is not None, "meta"), module)
     elif isinstance(module, nn.Conv2d):
-        plain = nn.Conv2d(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,  # type: ignore[arg-type]
-            module.stride,  # type: ignore[arg-type]
-            module.padding,  # type: ignore[arg-type]
-            module.dilation,  # type: ignore[arg-type]
-            module.groups,
-            module.bias is not None,
-            module.padding_mode,
-            device="meta",
-        )
-    else:
-        return None
+        yield _convolution(nn.Conv2d, module, module.padding)
+        for pads in _paddings(module, x) if module.padding_mode == "zeros" else ():
+            padded = _convolution(PaddedConv2d, module, 0)
+            padded.pads = pads
+            yield padded
+
+
+def _convolution(kind: type[_Conv], module: nn.Conv2d, padding: Any) -> _Conv:
+    plain = kind(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,  # type: ignore[arg-type]
+        module.stride,  # type: ignore[arg-type]
+        padding,
+        module.dilation,  # type: ignore[arg-type]
+        module.groups,
+        module.bias is not None,
+        module.padding_mode,
+        device="meta",
+    )
+    return _filled(plain, module)
+
+
+def _filled(plain: _Module, module: nn.Module) -> _Module:
     plain._parameters.update(module._parameters)
-    return plain.eval()
+    plain.eval()
+    return plain
+
+
+def _paddings(module: nn.Conv2d, x: Tensor) -> Iterator[tuple[int, int, int, int]]:
+    """Yield what a convolution may pad, top, left, bottom and right, to make of an image what it makes of it.
+
+    Fewer zeros than a stride are left open by the sizes; an odd one is below, or right.
+    """
+    with torch.no_grad():
+        try:
+            y = module(x)
+        except Exception:  # noqa: BLE001  # not made for one tensor
+            return
+    if not isinstance(y, Tensor) or y.dim() != x.dim():
+        return
+    axes = []
+    for axis in (0, 1):
+        (kernel, stride, dilation), place = (
+            (v[axis] for v in (module.kernel_size, module.stride, module.dilation)),
+            axis - 2,
+        )
+        least = (kernel - 1) * dilation + 1 + (y.shape[place] - 1) * stride - x.shape[place]
+        axes.append([(total // 2, total - total // 2) for total in range(max(least, 0), least + stride)])
+    for (top, bottom), (left, right) in itertools.product(*axes):
+        yield top, left, bottom, right
 
 
 def _same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:

@@ -91,7 +91,7 @@ class CompileReport:
         """Return the whole model in one or two sentences."""
         dense, now = (sum(getattr(layer, what) for layer in self.layers) for what in ("dense_bytes", "bytes"))
         weighted = [layer for layer in self.layers if layer.shape]
-        packed = sum(layer.choice != "dense" for layer in weighted)
+        packed = sum(layer.choice not in ("dense", "kernel") for layer in weighted)
         lines = [
             f"{packed} of {len(weighted)} layers packed, weights {dense / 2**20:.1f} -> {now / 2**20:.1f} MiB; "
             f"{self.folded} batch norms folded; answers differ by {self.difference:.0e}; measured with "

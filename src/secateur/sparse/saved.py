@@ -16,7 +16,8 @@ from secateur.errors import CheckpointError, SparseError
 from secateur.inputs import split_inputs
 from secateur.sparse.compiled import Compiled
 from secateur.sparse.fuse import Fused, fuse, take_in_
-from secateur.sparse.layers import MaxPool2d, SparseLayer, layer_of
+from secateur.sparse.image_layers import MaxPool2d
+from secateur.sparse.layers import KernelLayer, layer_of
 from secateur.sparse.library import engine
 from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport
@@ -38,7 +39,7 @@ def save(compiled: Compiled, path: str | Path) -> None:
     Raises:
         CheckpointError: When the file cannot be written.
     """
-    layers = {n: m.settings() for n, m in compiled.model.named_modules() if isinstance(m, SparseLayer | MaxPool2d)}
+    layers = {n: m.settings() for n, m in compiled.model.named_modules() if isinstance(m, KernelLayer)}
     what = {"layers": layers, "traced": compiled.fused.traced, "folded": compiled.fused.folded}
     write_tensors(path, _state(compiled.model), KIND, {_KEY: json.dumps(what)})
 
@@ -78,7 +79,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
         if missing:
             raise CheckpointError(f"{path}: comes from another architecture: this model has no layer {missing[0]!r}")
         built = {name: _layer(path, name, settings, tensors) for name, settings in layers.items()}
-        take_in_(fused, {name for name, layer in built.items() if isinstance(layer, SparseLayer)}, args, kwargs)
+        take_in_(fused, {name for name, layer in built.items() if not isinstance(layer, MaxPool2d)}, args, kwargs)
         for name, layer in built.items():
             if isinstance(layer, MaxPool2d):
                 _check_pool(path, name, fused.model.get_submodule(name), layer)
@@ -93,9 +94,7 @@ def load(path: str | Path, model: nn.Module, example_inputs: Any, *, mapped: boo
     return Compiled(fused.model, report, fused)
 
 
-def _layer(
-    path: str | Path, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> SparseLayer | MaxPool2d:
+def _layer(path: str | Path, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> KernelLayer:
     own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
     try:
         return layer_of(settings, own)
@@ -144,7 +143,7 @@ def _fill(path: str | Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> 
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition(".")
         module = model.get_submodule(owner)
-        if isinstance(module, SparseLayer):
+        if isinstance(module, KernelLayer):
             continue  # built from these tensors
         if key in module._parameters:
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)

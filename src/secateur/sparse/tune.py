@@ -24,8 +24,9 @@ from secateur.errors import SecateurWarning
 from secateur.sparse.arrays import as_matrix
 from secateur.sparse.fallback import AFTERWARDS, LEAST_SPARSITY, Csr
 from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, Weight
+from secateur.sparse.image_layers import DepthwiseConv2d, MaxPool2d
 from secateur.sparse.images import Convolution
-from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLinear
+from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.library import engine, reason
 
 VERSION = 1
@@ -45,7 +46,7 @@ class Option:
 
     Attributes:
         kind: ``"dense"``, ``"panelled"``, ``"bitmask"``; where the kernels are missing, ``"csr"``; ``"kernel"`` for a
-            layer without weights.
+            layer that stores no sparse weight.
         block: Rows and columns of a block.
         panel: Columns of a panel.
         tile: Positions at a time.
@@ -85,7 +86,7 @@ class Problem:
     """A layer, and an input of the size that it will see.
 
     Attributes:
-        weight: Dense float32, ``[outputs, inputs]`` or ``[outputs, channels, height, width]``.
+        weight: Dense float32, ``[outputs, inputs]`` or ``[outputs, channels of a group, height, width]``.
         bias: Of the outputs.
         activation: What comes behind it.
         convolution: Of a convolution.
@@ -97,6 +98,11 @@ class Problem:
     activation: str
     convolution: Convolution | None
     x: Tensor
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has kernels of its own."""
+        return self.convolution is not None and self.weight.shape[1] == 1 < self.x.shape[1]
 
     @property
     def positions(self) -> int:
@@ -139,7 +145,7 @@ def build(problem: Problem, option: Option) -> nn.Module:
 
 
 def _pack(problem: Problem, option: Option) -> Weight | None:
-    if option.kind == "dense":
+    if option.kind in ("dense", "kernel"):
         return None
     if option.kind == "bitmask":
         return Bitmask.pack(problem.weight)
@@ -150,6 +156,9 @@ def _pack(problem: Problem, option: Option) -> Weight | None:
 
 def _layer(problem: Problem, option: Option, weight: Weight | None) -> nn.Module:
     p = problem
+    if option.kind == "kernel":
+        assert p.convolution is not None
+        return DepthwiseConv2d(p.weight, p.convolution, p.x.shape[1], p.bias, activation=p.activation)
     if weight is None:
         return Dense(p)
     if p.convolution is None or isinstance(weight, Bitmask):
@@ -171,10 +180,11 @@ class Dense(nn.Module):
             return AFTERWARDS[p.activation](F.linear(x, p.weight, p.bias))
         c = p.convolution
         top, left, bottom, right = c.padding
+        groups = x.shape[1] // p.weight.shape[1]
         if (top, left) != (bottom, right):
             x = F.pad(x, (left, right, top, bottom))
             top = left = 0
-        return AFTERWARDS[p.activation](F.conv2d(x, p.weight, p.bias, c.stride, (top, left), c.dilation))
+        return AFTERWARDS[p.activation](F.conv2d(x, p.weight, p.bias, c.stride, (top, left), c.dilation, groups))
 
 
 def options(problem: Problem) -> Iterator[Option]:
@@ -182,7 +192,13 @@ def options(problem: Problem) -> Iterator[Option]:
     if reason():
         if problem.convolution is None and 1 - problem.density >= LEAST_SPARSITY:
             yield Option("csr")
-        return
+    elif problem.depthwise:
+        yield Option("kernel")
+    else:
+        yield from _packed(problem)
+
+
+def _packed(problem: Problem) -> Iterator[Option]:
     columns = problem.weight.numel() // max(problem.weight.shape[0], 1)
     blocks = [(1, 1), *(block for block, fill in problem.fills.items() if problem.density and fill >= FILL)]
     if problem.convolution is None and problem.positions == 1:
