@@ -2,10 +2,9 @@
 
 #include "kernels.h"
 
+#include "channelwise.h"
 #include "conv.h"
-#include "depthwise.h"
 #include "gemv.h"
-#include "max_pool.h"
 #include "spmm.h"
 
 namespace secateur {

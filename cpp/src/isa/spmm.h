@@ -15,7 +15,7 @@ struct Product {
   const Source& source;
   const Sink& sink;
   float* y;
-  int64_t positions;
+  int64_t begin, positions;  // the first of them, and the end
   const secateur_epilogue& after;
   int32_t tile;
   RunCell run;
@@ -156,7 +156,7 @@ constexpr int64_t kNear = 256 * 1024 / 4;      // or of a tile's sums
 // laid out, by all rows; else all of them are laid out first, for as many tiles as there is room, and parts of the rows
 // take turns. Each row adds up the same numbers in the same order either way.
 struct Division {
-  Division(const Product& p, const Layout& layout, int32_t threads) : tiles(divide_up(p.positions, p.tile)) {
+  Division(const Product& p, const Layout& layout, int32_t threads) : tiles(divide_up(p.positions - p.begin, p.tile)) {
     const int64_t sums = layout.groups * p.weight.block_rows * p.tile;
     divide(p, layout, sums <= kNear);
     if (sums <= kNear && together(threads)) divide(p, layout, false);
@@ -186,7 +186,7 @@ template <class Each>
 inline void run_chunk(const Product& p, const Layout& layout, const Division& d, int64_t i, Each each) {
   const int64_t all = layout.groups * p.weight.block_rows;
   Chunk chunk{};
-  chunk.position = i * d.chunk * p.tile;
+  chunk.position = p.begin + i * d.chunk * p.tile;
   chunk.tiles = least(d.chunk, d.tiles - i * d.chunk);
   chunk.x = scratch(kPanel).at_least(d.x + 64);
   int64_t* places = reinterpret_cast<int64_t*>(scratch(kPlaces).at_least(2 * d.chunk * (d.panels + 1)));
@@ -204,7 +204,7 @@ inline void run_chunk(const Product& p, const Layout& layout, const Division& d,
 
 inline int32_t run_product(const Product& p, int32_t threads) {
   const Layout layout(p.weight);
-  if (p.positions == 0 || p.weight.rows == 0) return SECATEUR_OK;
+  if (p.positions <= p.begin || p.weight.rows == 0) return SECATEUR_OK;
   const Division d(p, layout, threads);
   if (!d.together(threads))
     return in_parallel(d.chunks, threads, [&](int64_t i) {
@@ -234,13 +234,23 @@ inline int32_t tile_for(const secateur_panelled& w, int64_t positions, int32_t a
   return tile < narrowest_tile() ? narrowest_tile() : tile;
 }
 
+// All positions; what is left over after whole tiles gets a tile of its own, where half of one would be idle.
+inline int32_t run_tiles(const secateur_panelled& w, const Source& source, const Sink& sink, float* y, int64_t positions,
+                         const secateur_epilogue& after, int32_t tile, int32_t threads) {
+  const int64_t whole = positions - positions % tile, end = 2 * (positions - whole) <= tile ? whole : positions;
+  const int32_t status = run_product({w, source, sink, y, 0, end, after, tile, cell_for(w, tile)}, threads);
+  if (status != SECATEUR_OK || end == positions) return status;
+  const int32_t rest = tile_for(w, positions - end, tile);
+  return run_product({w, source, sink, y, end, positions, after, rest, cell_for(w, rest)}, threads);
+}
+
 inline int32_t spmm(const secateur_panelled& w, const float* x, int64_t x_step, int64_t x_stride, float* y,
                     int64_t y_step, int64_t y_stride, int64_t count, const secateur_epilogue& after,
                     const secateur_plan& plan) {
   const Vectors source(x, x_step, x_stride);
   const VectorsOut sink(y, y_step, y_stride, after);
   const int32_t tile = tile_for(w, count, plan.tile);
-  return run_product({w, source, sink, y, count, after, tile, cell_for(w, tile)}, plan.threads);
+  return run_tiles(w, source, sink, y, count, after, tile, plan.threads);
 }
 
 }  // namespace

@@ -199,11 +199,12 @@ class Taps final : public Source {
   }
 
   // Lays out one channel, and returns what a tap with no shift sees from the first position on. Masks are left out.
-  const float* channel(const View& view, int64_t channel) const {
+  const float* channel(const View& view, int64_t channel, bool* spoiled) const {
     vec<kWidth> wide{};
     float rest = 0.0f;
     copy_blocks(view, channel, &wide, &rest);
     if (!g_.linear) split(view);
+    *spoiled |= any_spoiled<kWidth>(wide) || !(rest == 0.0f);
     return view.origin;
   }
 
