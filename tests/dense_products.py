@@ -55,7 +55,8 @@ def dense_conv2d(
 ) -> Tensor:
     top, left, bottom, right = how.padding
     padded = F.pad(x.double(), (left, right, top, bottom))
-    out = F.conv2d(padded, weight.double(), None, how.stride, 0, how.dilation)
+    groups = x.shape[1] // max(weight.shape[1], 1)
+    out = F.conv2d(padded, weight.double(), None, how.stride, 0, how.dilation, groups)
     out = out if bias is None else out + bias.double().view(-1, 1, 1)
     return activated(out if residual is None else out + residual.double(), activation)
 

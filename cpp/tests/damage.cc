@@ -185,7 +185,15 @@ void refusals() {
     change(s);
     refused(secateur_conv2d(&w.header, &s, x.data(), y.data(), nullptr, nullptr), "a convolution that cannot be");
     refused(secateur_max_pool2d(&s, x.data(), y.data(), nullptr), "a maximum that cannot be");
+    refused(secateur_depthwise2d(x.data(), 1, &s, x.data(), y.data(), nullptr, nullptr),
+            "a depthwise convolution that cannot be");
   }
+  expect_status(secateur_depthwise2d(x.data(), 1, &fits, x.data(), y.data(), nullptr, nullptr), SECATEUR_OK,
+                "a plain depthwise convolution");
+  refused(secateur_depthwise2d(x.data(), 1, nullptr, x.data(), y.data(), nullptr, nullptr), "no shape");
+  for (int64_t multiplier : {int64_t{0}, int64_t{-1}, INT64_MIN, INT64_MAX, int64_t{1} << 40})
+    refused(secateur_depthwise2d(x.data(), multiplier, &fits, x.data(), y.data(), nullptr, nullptr),
+            "outputs of a channel that cannot be");
   for (int64_t channels : {int64_t{9}, 10 + (int64_t{1} << 62)}) {
     secateur_convolution s = fits;
     s.channels = channels, s.kernel_height = channels == 9 ? 1 : 4;

@@ -227,6 +227,8 @@ struct Places {
 void product_case(Random& random);
 void convolution_case(Random& random);
 void max_pool_case(Random& random);
+void depthwise_case(Random& random);
+void run_case(Random& random);
 void damage_case(Random& random);
 void refusals();
 void fork_case();

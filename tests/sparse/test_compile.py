@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur import Method, Target, prune_
-from secateur.allocate import Layerwise
 from secateur.errors import CheckpointError, SecateurWarning, SparseError
 from secateur.export import export_model
 from secateur.sparse import Compiled, Convolution, Panelled, compile, conv2d, load, reason, save
@@ -26,6 +24,7 @@ from secateur.sparse.known import activation_of
 from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
 from secateur.sparse.watch import watch
+from sparse_models import Bottleneck, answers, pruned
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -68,34 +67,6 @@ class Branching(nn.Module):
             x = x * 0
         y = self.norm(x + self.b(self.act(self.a(x))))
         return {"y": y if scale is None else y * scale}
-
-
-def pruned(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
-    torch.manual_seed(0)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.running_mean)
-            nn.init.uniform_(layer.running_var, 0.5, 2.0)
-            nn.init.uniform_(layer.weight, 0.5, 2.0)
-            nn.init.uniform_(layer.bias)
-    prune_(model, Method(target=Target("sparsity", sparsity), allocate=Layerwise()))
-    return model.eval()
-
-
-@pytest.fixture
-def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose the first sparse option everywhere: which layer is faster depends on the machine."""
-
-    def choose(self: Tuner, problem: Problem) -> Tuned:
-        return Tuned(next(iter(options(problem))), 2.0, 1.0)
-
-    monkeypatch.setattr(Tuner, "tune", choose)
-    monkeypatch.setattr(Tuner, "tune_pool", lambda *_: Tuned(Option("kernel"), 2.0, 1.0))
-
-
-def answers(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with torch.inference_mode():
-        return model(*args, **kwargs)
 
 
 @pytest.mark.usefixtures("sparse_wins")
@@ -469,23 +440,6 @@ def test_vectors_pass_from_layer_to_layer_as_the_kernels_have_them() -> None:
     assert compiled.fused.activations["0"] == "gelu"
     for other in (x, torch.randn(1, 1, 16), torch.randn(7, 16)):
         torch.testing.assert_close(answers(compiled, other), answers(model, other), rtol=1e-4, atol=1e-5)
-
-
-class Bottleneck(nn.Module):
-    """Two residual blocks of 1x1, 3x3 and 1x1 convolutions, and maxima, of which one reaches the kernels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a1, self.a2, self.a3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
-        self.b1, self.b2, self.b3 = nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 1)
-        self.pool, self.end = nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(32, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(x)
-        x = F.relu(self.a3(F.relu(self.a2(F.relu(self.a1(x))))) + x)
-        x = F.relu(self.b3(F.relu(self.b2(F.relu(self.b1(x))))) + x)
-        out: Tensor = self.end(F.max_pool2d(x, 2))
-        return out
 
 
 @pytest.mark.usefixtures("sparse_wins")

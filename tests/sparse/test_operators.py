@@ -63,6 +63,25 @@ def test_conv2d_is_a_sound_operator(form: type[Panelled | Csr], blocked_in: bool
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("blocked_in", [False, True])
+def test_depthwise2d_is_a_sound_operator(blocked_in: bool, blocked: bool, multiplier: int) -> None:
+    images, weight = numbers(2, 3, 9, 11), numbers(3 * multiplier, 1, 2, 2)
+    height, width = HOW.output(9, 11)
+    added = numbers(2, 3 * multiplier, height, width, seed=1)
+    flat = [*HOW.flat(), 9, 11, int(blocked_in), int(blocked)]
+    x = Blocked.of(images).data if blocked_in else images
+    residual = Blocked.of(added).data if blocked else added
+    for bias, plus, activation in ((None, None, "none"), (numbers(3 * multiplier), residual, "relu6")):
+        arguments = (x, weight, flat, bias, plus, activation)
+        torch.library.opcheck(torch.ops.secateur.depthwise2d.default, arguments)
+        got = torch.ops.secateur.depthwise2d(*arguments)
+        got = Blocked(got, height, width).images() if blocked else got
+        expected = dense_conv2d(images, weight, HOW, bias, None if plus is None else added, activation)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("blocked_in", [False, True])
 def test_max_pool2d_is_a_sound_operator(blocked_in: bool, blocked: bool) -> None:

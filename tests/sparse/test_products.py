@@ -35,6 +35,7 @@ from dense_products import (
 from secateur.errors import SecateurError, SparseError, WeightError
 from secateur.sparse import Bitmask, Convolution, Panelled, conv2d, isa, isas, linear, max_pool2d, reason, use_isa
 from secateur.sparse.images import Blocked
+from secateur.sparse.ops import check_depthwise, depthwise2d
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -160,6 +161,64 @@ def test_conv2d_is_the_dense_layer(
     assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.tuples(
+        st.integers(0, 2),
+        st.sampled_from([1, 2, 3, 5, 33]),
+        st.integers(0, 45),
+        st.sampled_from([0, 1, 3, 7, 8, 15, 40, 70]),
+    ),
+    multiplier=st.sampled_from([1, 1, 2, 3]),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 5)),
+    stride=st.tuples(st.sampled_from([1, 1, 2, 3]), st.sampled_from([1, 1, 2, 3])),
+    padding=st.tuples(*(st.integers(0, 3) for _ in range(4))),
+    dilation=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 40])),
+    density=densities,
+    activation=activations,
+    extras=st.tuples(*(st.booleans() for _ in range(7))),
+    seed=seeds,
+)
+def test_depthwise2d_is_the_dense_layer(
+    each_isa: str,
+    sizes: tuple[int, int, int, int],
+    multiplier: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    density: float,
+    activation: str,
+    extras: tuple[bool, ...],
+    seed: int,
+) -> None:
+    with_bias, with_residual, poisoned, blocked_in, blocked, blocked_residual, turned = extras
+    how = Convolution(kernel, stride, padding, dilation)
+    batch, rows = sizes[0], sizes[1] * multiplier
+    height, width = how.output(sizes[2], sizes[3])
+    weight = sparse(rows, math.prod(kernel), density, seed).view(rows, 1, *kernel)
+    x = numbers(*sizes[::-1], seed=seed).permute(3, 2, 1, 0) if turned else numbers(*sizes, seed=seed)
+    for n in range(3 * poisoned if x.numel() else 0):
+        at = torch.unravel_index(torch.tensor((seed + n) * 7919 % x.numel()), x.shape)
+        x[at] = (math.nan, math.inf, -math.inf)[(seed + n) % 3]
+    images = Blocked.of(x) if blocked_in else x
+    if height < 1 or width < 1:
+        with pytest.raises(SparseError, match="does not fit"):
+            depthwise2d(images, weight, how)
+        return
+    bias = numbers(rows, seed=1) if with_bias else None
+    residual = numbers(batch, rows, height, width, seed=2) if with_residual else None
+    shaped = Blocked.of(residual) if residual is not None and blocked_residual else residual
+    outs = []
+    for threads in (1, 3):
+        out = depthwise2d(images, weight, how, bias, shaped, activation, threads=threads, blocked=blocked)
+        outs.append(out.images() if isinstance(out, Blocked) else out)
+    expected = dense_conv2d(x, weight, how, bias, residual, activation)
+    terms, added = (None if t is None else t.abs() for t in (bias, residual))
+    assert_close(outs[0], expected, dense_conv2d(x.abs(), weight.abs(), how, terms, added, "none"))
+    assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 20), st.integers(1, 70)),
@@ -270,10 +329,30 @@ def test_images_may_lie_in_any_way() -> None:
             got = conv2d(x, packed, how, bias, residual, "relu", blocked=blocked)
             got = got.images() if blocked else got
             assert_close(got, expected, dense_conv2d(x.abs(), weight.abs(), how, bias.abs(), residual.abs(), "none"))
+        deep = numbers(3, 1, 3, 6).transpose(0, 3)  # of [6, 1, 3, 3]
+        added = numbers(2, 5, 6, 6).permute(0, 3, 1, 2)
+        expected = dense_conv2d(x, deep, how, numbers(12)[::2], added, "silu")
+        sizes = dense_conv2d(x.abs(), deep.abs(), how, numbers(12)[::2].abs(), added.abs(), "none")
+        for blocked in (False, True):
+            got = depthwise2d(x, deep, how, numbers(12)[::2], added, "silu", blocked=blocked)
+            assert_close(got.images() if blocked else got, expected, sizes)
+
+
+@pytest.mark.parametrize("size", [(1, 1023), (1, 1025), (33, 32), (9, 128), (300, 7), (1200, 1), (64, 48)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise2d_goes_on_where_a_strip_ends(each_isa: str, size: tuple[int, int], stride: int) -> None:
+    weight, how = numbers(3, 1, 3, 5), Convolution((3, 5), (stride, stride), (1, 2, 1, 2))
+    x = numbers(1, 3, *(stride * n for n in size))
+    expected = dense_conv2d(x, weight, how, None, None, "none")
+    sizes = dense_conv2d(x.abs(), weight.abs(), how, None, None, "none")
+    for blocked in (False, True):
+        got = depthwise2d(Blocked.of(x) if blocked else x, weight, how, blocked=blocked)
+        assert_close(got.images() if blocked else got, expected, sizes)
 
 
 WEIGHT = sparse(8, 12, 0.5, 1)
 HOW = Convolution((2, 2))
+DEPTHWISE = numbers(3, 1, 2, 2)
 
 REFUSED: list[tuple[str, Callable[[Panelled], object], str]] = [
     (
@@ -314,6 +393,79 @@ REFUSED: list[tuple[str, Callable[[Panelled], object], str]] = [
         "narrow blocks",
         lambda w: conv2d(Blocked(numbers(1, 1, 3, 32), 5, 5), w, HOW),
         r"channels, 64\], got \(1, 1, 3, 32\)",
+    ),
+    (
+        "depthwise kernel",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), numbers(3, 1, 2, 3), HOW),
+        r"\[outputs, 1, 2, 2\], outputs a whole multiple of 3, got shape \(3, 1, 2, 3\)",
+    ),
+    (
+        "depthwise rows",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), numbers(4, 1, 2, 2), HOW),
+        r"multiple of 3, got .*\(4,",
+    ),
+    (
+        "no depthwise rows",
+        lambda w: check_depthwise(numbers(0, 1, 2, 2), 3, HOW),
+        r"multiple of 3, got shape \(0, 1, 2",
+    ),
+    (
+        "depthwise groups",
+        lambda w: depthwise2d(numbers(1, 4, 5, 5), numbers(4, 2, 2, 2), HOW),
+        r"got shape \(4, 2, 2, 2",
+    ),
+    ("depthwise vector", lambda w: depthwise2d(numbers(1, 3, 5, 5), numbers(3), HOW), r"got shape \(3,\)"),
+    (
+        "depthwise weight of a dtype",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE.double(), HOW),
+        r"torch\.float64 on cpu.*\.float\(\)\.cpu\(\)",
+    ),
+    (
+        "depthwise weight elsewhere",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE.to("meta"), HOW),
+        r"torch\.float32 on meta",
+    ),
+    (
+        "depthwise weight with a gradient",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), numbers(3, 1, 2, 2).requires_grad_(), HOW),
+        r"no backward pass",
+    ),
+    (
+        "depthwise image of a dtype",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5).half(), DEPTHWISE, HOW),
+        r"torch\.float16",
+    ),
+    ("depthwise image of three dimensions", lambda w: depthwise2d(numbers(3, 5, 5), DEPTHWISE, HOW), r"\[batch, chan"),
+    ("small depthwise image", lambda w: depthwise2d(numbers(1, 3, 5, 1), DEPTHWISE, HOW), r"does not fit.*\(5, 1\)"),
+    (
+        "depthwise bias",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE, HOW, numbers(4)),
+        r"expected a bias of shape \(3,\), got \(4,\)",
+    ),
+    (
+        "depthwise residual",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE, HOW, None, numbers(1, 3, 5, 5)),
+        r"residual has shape \(1, 3, 5, 5\).*\(1, 3, 4, 4\)",
+    ),
+    (
+        "depthwise residual in blocks",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE, HOW, None, Blocked.of(numbers(1, 3, 9, 9)), blocked=True),
+        r"residual has shape \(1, 2, 3, 64\)",
+    ),
+    (
+        "depthwise activation",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE, HOW, activation="rellu"),
+        r"activation is 'rellu'.*'relu'",
+    ),
+    (
+        "depthwise threads",
+        lambda w: depthwise2d(numbers(1, 3, 5, 5), DEPTHWISE, HOW, threads=0),
+        r"threads must be a whole number of at least 1.*got 0",
+    ),
+    (
+        "depthwise blocks",
+        lambda w: depthwise2d(Blocked(numbers(1, 1, 3, 64), 9, 9), DEPTHWISE, HOW),
+        r"have the shape \[batch, 2, channels, 64\]",
     ),
     (
         "stride",

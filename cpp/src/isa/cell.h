@@ -120,27 +120,28 @@ SECATEUR_INLINE void take(const Cell& cell, const int32_t* order, const Index* i
   }
 }
 
+// Takes `left` groups with the same number of blocks: as many side by side as there can be, the rest by half as many, and
+// so on. One alone waits for its own sums.
+template <int L, int V, int R, int C, int G, class Index>
+SECATEUR_INLINE void take_run(const Cell& cell, const int32_t*& order, const Index*& index, const float*& value,
+                              int64_t count, int64_t left) {
+  for (; left >= G; left -= G) {
+    take<L, V, R, C, G, Index>(cell, order, index, value, count);
+    order += G;
+    index += G * count;
+    value += G * count * R * C;
+  }
+  if constexpr (G > 1)
+    if (left > 0) take_run<L, V, R, C, G / 2, Index>(cell, order, index, value, count, left);
+}
+
 template <int L, int V, int R, int C, int G, class Index>
 void run_cell(const Cell& cell) {
   const int32_t* order = cell.order;
   const Index* index = static_cast<const Index*>(cell.indices);
   const float* value = cell.values;
-  for (int64_t run = cell.run; run < cell.last_run; ++run) {
-    const int64_t count = cell.weight->runs[2 * run];
-    int64_t left = cell.weight->runs[2 * run + 1];
-    for (; left >= G; left -= G) {
-      take<L, V, R, C, G, Index>(cell, order, index, value, count);
-      order += G;
-      index += G * count;
-      value += G * count * R * C;
-    }
-    for (; G > 1 && left > 0; --left) {
-      take<L, V, R, C, 1, Index>(cell, order, index, value, count);
-      order += 1;
-      index += count;
-      value += count * R * C;
-    }
-  }
+  for (int64_t run = cell.run; run < cell.last_run; ++run)
+    take_run<L, V, R, C, G, Index>(cell, order, index, value, cell.weight->runs[2 * run], cell.weight->runs[2 * run + 1]);
 }
 
 using RunCell = void (*)(const Cell&);

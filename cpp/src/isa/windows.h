@@ -291,10 +291,13 @@ class Taps final : public Source {
     const int64_t columns = g_.shape.kernel_width;
     int32_t* masks = reinterpret_cast<int32_t*>(scratch(kMasks).at_least(columns * (tile + 1)));
     for (int64_t k = 0; k < columns; ++k) {
-      const int32_t* from = g_.masks + k * g_.mask_length + column;
-      int32_t whole = -1;
-      for (int64_t i = 0; i < tile; ++i) whole &= masks[k * tile + i] = from[i];
-      masks[columns * tile + k] = whole;
+      ints<4> all = ~ints<4>{};
+      for (int64_t i = 0; i < tile; i += 4) {
+        const ints<4> mask = (ints<4>)load_loose<4>(reinterpret_cast<const float*>(g_.masks + k * g_.mask_length + column + i));
+        all &= mask;
+        store<4>(reinterpret_cast<float*>(masks + k * tile + i), (vec<4>)mask);
+      }
+      masks[columns * tile + k] = all[0] & all[1] & all[2] & all[3];
     }
     return masks;
   }

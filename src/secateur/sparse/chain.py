@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,6 +87,31 @@ class _Plan:
             return memory, (ctypes.c_void_p * len(self.places))(*places)
 
 
+class _Plans(NamedTuple):
+    """Plans, and the buffers that they were made for.
+
+    Attributes:
+        seen: Buffers of all layers: whose, by which name, and what was there.
+        versions: Of these, when their contents were checked.
+        by_size: Plans by sizes of the inputs; ``None`` where layers must be called one by one.
+    """
+
+    seen: list[tuple[dict[str, Tensor | None], str, Tensor | None]]
+    versions: tuple[int, ...]
+    by_size: dict[Any, _Plan | None]
+
+    @classmethod
+    def of(cls, layers: Iterable[dict[str, Tensor | None]]) -> _Plans:
+        """Return no plans yet, for the buffers of some layers."""
+        seen = [(own, name, tensor) for own in layers for name, tensor in own.items()]
+        return cls(seen, versions_of(tensor for _, _, tensor in seen if tensor is not None), {})
+
+    def valid(self) -> bool:
+        """Whether the layers' buffers are still those, with the contents that were checked."""
+        same = bool(self.seen) and all(own[name] is tensor for own, name, tensor in self.seen)
+        return same and self.versions == versions_of(tensor for _, _, tensor in self.seen if tensor is not None)
+
+
 class Chain(nn.Module):
     """Some layers that follow each other, in one call of the library.
 
@@ -104,12 +129,10 @@ class Chain(nn.Module):
         self.steps = tuple(steps)
         self.outputs = tuple(outputs)
         self._added = {step.residual: step.layer.blocked for step in steps if step.residual is not None}
-        self._plans: dict[Any, _Plan | None] = {}
-        self._seen: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-        self._versions: tuple[int, ...] = ()
+        self._plans = _Plans([], (), {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": {}, "_seen": []}
+        return self.__dict__ | {"_plans": _Plans([], (), {})}
 
     def forward(self, *inputs: Tensor | Blocked) -> tuple[Any, ...]:
         """Return the outputs, each as its layer returns it."""
@@ -143,25 +166,14 @@ class Chain(nn.Module):
         hooked = any(step.layer._forward_hooks or step.layer._forward_pre_hooks for step in self.steps)
         if hooked or len(inputs) != self.inputs or not all(are_images(x) for x in inputs):
             return None
-        if not self._unchanged():
-            self._plans.clear()
+        plans = self._plans
+        if not plans.valid():  # other threads may be here too: what they look at is replaced, and not changed
+            plans = self._plans = _Plans.of(step.layer._buffers for step in self.steps)
         key = tuple((tuple(x.data.shape), *x[1:]) if isinstance(x, Blocked) else tuple(x.shape) for x in inputs)
-        if key not in self._plans:
-            if len(self._plans) >= SIZES:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._plan(inputs)
-        return self._plans[key]
-
-    def _unchanged(self) -> bool:
-        """Whether the layers' buffers are those that were looked at, with the contents that were checked."""
-        seen = self._seen
-        same = all(own[name] is tensor for own, name, tensor in seen)
-        if same and seen and self._versions == versions_of(tensor for _, _, tensor in seen):
-            return True
-        each = [step.layer._buffers for step in self.steps]
-        self._seen = [(own, name, tensor) for own in each for name, tensor in own.items() if tensor is not None]
-        self._versions = versions_of(tensor for _, _, tensor in self._seen)
-        return False
+        if key not in plans.by_size:
+            latest = list(plans.by_size.items())[1 - SIZES :]
+            plans = self._plans = plans._replace(by_size=dict(latest) | {key: self._plan(inputs)})
+        return plans.by_size[key]
 
     def _plan(self, inputs: Sequence[Tensor | Blocked]) -> _Plan | None:
         values = []
@@ -176,14 +188,15 @@ class Chain(nn.Module):
         steps: Any = (StepStruct * len(self.steps))()
         alive: list[Any] = []
         for place, (layer, x, residual) in enumerate(self.steps):
-            call, value, step = layer.call(), values[x], steps[place]
-            if call is None or call.channels not in (None, value.channels):
-                return None
-            size = (value.batch, value.channels, call.rows, value.height, value.width)
+            value, step = values[x], steps[place]
             try:
+                call = layer.call()
+                if call is None or call.channels not in (None, value.channels):
+                    return None
+                size = (value.batch, value.channels, call.rows, value.height, value.width)
                 shape = shape_for(*size, layer.convolution, value.blocked, layer.blocked)
             except SparseError:
-                return None
+                return None  # the layer itself says why
             rows = value.channels if call.rows is None else call.rows
             values.append(_Value(value.batch, rows, *shape.size, layer.blocked, shape.out))
             if residual is not None and values[residual][:5] != values[-1][:5]:
@@ -227,12 +240,41 @@ def _wrapped(out: Tensor, value: _Value) -> Any:
     return Blocked(out, value.height, value.width) if value.blocked else out
 
 
+class Chained(NamedTuple):
+    """A model that runs layers which follow each other at once.
+
+    Attributes:
+        model: It; the one that it was made from, where there is nothing to put together.
+        made_from: Whose layers it shares.
+        forward: Of that one: another graph has another.
+        modules: Of that one: whose, by which name, and what was there.
+    """
+
+    model: nn.Module
+    made_from: nn.Module
+    forward: Any
+    modules: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Chained:
+        """Put the layers of a model together."""
+        owners = [module._modules for module in model.modules()]
+        modules = [(own, name, module) for own in owners for name, module in own.items()]
+        return cls(chained(model), model, type(model).forward, modules)
+
+    def valid(self, model: nn.Module) -> bool:
+        """Whether it does what the model does: the same graph and modules, and no hook on the model itself."""
+        same = model is self.made_from and type(model).forward is self.forward
+        hooked = bool(model._forward_hooks or model._forward_pre_hooks)
+        return same and not hooked and all(own.get(name) is module for own, name, module in self.modules)
+
+
 def chained(model: nn.Module) -> nn.Module:
     """Return a model that runs layers which follow each other at once, and shares them with the one given.
 
     Without a graph, or with nothing to put together, that is the model itself.
     """
-    if not isinstance(model, fx.GraphModule):
+    if not isinstance(model, fx.GraphModule) or model._forward_hooks or model._forward_pre_hooks:
         return model
     graph = fx.Graph()
     graph.output(graph.graph_copy(model.graph, {}))

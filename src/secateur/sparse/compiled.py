@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
 from secateur.metrics.latency import measure_latency
-from secateur.sparse.chain import chained
+from secateur.sparse.chain import Chained
 from secateur.sparse.fuse import Fused, activations_behind, fuse, keep_blocked_, keep_feature_major_, take_in_
 from secateur.sparse.image_layers import MaxPool2d
 from secateur.sparse.images import Convolution
@@ -55,7 +55,7 @@ class Compiled(nn.Module):
         self.model = model
         self.report = report
         self.fused = fused
-        self._chained: tuple[nn.Module, nn.Module] | None = None  # not its children: they share the model's layers
+        self._chained: Chained | None = None  # a tuple: no child, since it shares the model's layers
         self.eval()
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -69,9 +69,9 @@ class Compiled(nn.Module):
     @property
     def chained(self) -> nn.Module:
         """The model, with layers that follow each other in one call of the library."""
-        if self._chained is None or self._chained[0] is not self.model:
-            self._chained = self.model, chained(self.model)
-        return self._chained[1]
+        if self._chained is None or not self._chained.valid(self.model):
+            self._chained = Chained.of(self.model)
+        return self._chained.model
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_chained": None}

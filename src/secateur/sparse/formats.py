@@ -26,6 +26,19 @@ PART_ROWS = 256
 """Rows of a part: fewer make runs of equal rows too short to be foreseen, more sums than a first-level cache holds."""
 
 
+def parts_for(rows: int, positions: int = 64) -> int:
+    """Return how many parts a weight is cut into: an even number, or a single one.
+
+    Sums of fewer positions take less room, so that parts may have more rows.
+
+    Args:
+        rows: Outputs.
+        positions: Vectors at a time, 64 where there are more.
+    """
+    most = PART_ROWS * 64 // min(max(positions, 16), 64)
+    return 1 if rows <= most else 2 * -(-rows // (2 * most))
+
+
 @dataclass(frozen=True, eq=False)
 class Panelled(Packed):
     """Compressed rows, cut into panels of columns.
@@ -92,7 +105,7 @@ class Panelled(Packed):
         height, width = block
         check_whole("panel", panel, error=SparseError)
         if parts is None:
-            parts = 1 if rows <= PART_ROWS else 2 * -(-rows // (2 * PART_ROWS))
+            parts = parts_for(rows)
         check_whole("parts", parts, error=SparseError)
         if panel % width or panel // width > WIDEST_PANEL or parts > WIDEST_PANEL:
             raise SparseError(

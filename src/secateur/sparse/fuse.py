@@ -90,8 +90,9 @@ class _Tracer(fx.Tracer):
 def traced(model: nn.Module) -> fx.GraphModule | None:
     """Return a model as a graph of its modules, or nothing where Python decides what it does."""
     try:
-        tracer = _Tracer(model)
-        return fx.GraphModule(model, tracer.trace(model))
+        graph = _Tracer(model).trace(model)
+        graph._tracer_cls = None  # a pickle is traced again, by one that needs no model
+        return fx.GraphModule(model, graph)
     except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
         return None
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import check_choice
+from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.formats import Panelled
-from secateur.sparse.images import Blocked, Convolution
+from secateur.sparse.images import Blocked, Convolution, size_of
 from secateur.sparse.library import ACTIVATIONS, DEPTHWISE2D, MAX_POOL2D, StepStruct
 from secateur.sparse.operators import depthwise2d_operator, max_pool2d_operator
 
@@ -51,6 +51,18 @@ class Call:
             step.kernels, step.multiplier = self.kernels.data_ptr(), self.kernels.shape[0] // self.channels
 
 
+def checked_bias(bias: Tensor | None, rows: int) -> Tensor | None:
+    """Return a bias as the library reads it.
+
+    Raises:
+        SparseError: When it is not one float32 for each output.
+    """
+    if bias is None:
+        return None
+    ops.check_bias(bias, rows)
+    return bias.contiguous()
+
+
 class ImageLayer(nn.Module):
     """From images to images, each as torch has them or in the kernels' own layout; a single image needs no batch.
 
@@ -66,16 +78,19 @@ class ImageLayer(nn.Module):
         """Return the output images, ``[batch, channels, height, width]``; a single image may come without its batch."""
         if isinstance(x, Tensor) and x.dim() == 3:
             added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
-            out = self.run(x.unsqueeze(0), added)
-            return out.squeeze(0) if isinstance(out, Tensor) else out
-        return self.run(x, residual)
+            return self.run(x.unsqueeze(0), added, False).squeeze(0)  # blocks do not say that there was no batch
+        return self.run(x, residual, self.blocked)
 
-    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None) -> Any:
-        """Return the output images of a batch."""
+    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None, blocked: bool) -> Any:
+        """Return the output images of a batch, in blocks or as torch has them."""
         raise NotImplementedError
 
     def call(self) -> Call | None:
-        """Return what the library is given for this layer; nothing where something else runs it."""
+        """Return what the library is given for this layer, checked; nothing where something else runs it.
+
+        Raises:
+            SparseError: When its tensors do not fit each other.
+        """
         raise NotImplementedError
 
 
@@ -112,14 +127,18 @@ class DepthwiseConv2d(ImageLayer):
         self.register_buffer("weight", weight.detach().contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
-    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None) -> Any:
-        """Return the output images of a batch."""
+    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None, blocked: bool) -> Any:
+        """Return the output images of a batch, in blocks or as torch has them."""
+        channels = x.data.shape[2] if isinstance(x, Blocked) else size_of(x) and x.shape[1]
+        if channels != self.channels:
+            raise SparseError(f"expected images of {self.channels} channels, got {channels}")
         run = depthwise2d_operator if torch.compiler.is_compiling() else ops.depthwise2d
-        return run(x, self.weight, self.convolution, self.bias, residual, self.activation, blocked=self.blocked)
+        return run(x, self.weight, self.convolution, self.bias, residual, self.activation, blocked=blocked)
 
     def call(self) -> Call:
-        """Return what the library is given for this layer."""
-        bias = None if self.bias is None else self.bias.contiguous()
+        """Return what the library is given for this layer, checked."""
+        ops.check_depthwise(self.weight, self.channels, self.convolution)
+        bias = checked_bias(self.bias, self.weight.shape[0])
         kernels = self.weight.resolve_neg().contiguous()
         return Call(DEPTHWISE2D, kernels.shape[0], self.channels, None, kernels, bias, self.activation)
 
@@ -160,11 +179,11 @@ class MaxPool2d(ImageLayer):
             return None  # torch refuses it
         return cls(Convolution(kernel, stride, padding * 2, dilation))
 
-    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None) -> Any:
-        """Return the output images of a batch."""
+    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None, blocked: bool) -> Any:
+        """Return the output images of a batch, in blocks or as torch has them."""
         if torch.compiler.is_compiling():
-            return max_pool2d_operator(x, self.convolution, self.blocked)
-        return ops.max_pool2d(x, self.convolution, blocked=self.blocked)
+            return max_pool2d_operator(x, self.convolution, blocked)
+        return ops.max_pool2d(x, self.convolution, blocked=blocked)
 
     def call(self) -> Call:
         """Return what the library is given for this layer."""

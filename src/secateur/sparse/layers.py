@@ -13,10 +13,11 @@ from secateur.errors import SparseError, check_choice
 from secateur.sparse import ops
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, Weight, nbytes
-from secateur.sparse.image_layers import Call, DepthwiseConv2d, ImageLayer, MaxPool2d
+from secateur.sparse.image_layers import Call, DepthwiseConv2d, ImageLayer, MaxPool2d, checked_bias
 from secateur.sparse.images import Blocked, Convolution
 from secateur.sparse.library import ACTIVATIONS, CONV2D
 from secateur.sparse.operators import conv2d_operator
+from secateur.sparse.prepared import Prepared, Settings
 
 
 class SparseLayer(nn.Module):
@@ -113,6 +114,10 @@ class SparseLinear(SparseLayer):
     ) -> None:
         super().__init__(weight, bias, activation=activation, tile=tile)
         self.feature_major = feature_major
+        self._prepared: Prepared | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepared": None}
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the outputs, ``[..., rows]``."""
@@ -122,9 +127,18 @@ class SparseLinear(SparseLayer):
                 x, arrays, numbers, self.bias, residual, self.activation, self.tile, self.feature_major
             )
             return out
-        return ops.linear(
-            x, self.packed, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
+        settings = Settings(self.activation, self.tile, self.feature_major)
+        if residual is None and self._prepared is not None:
+            again = self._prepared.repeat(self._buffers, settings, x)
+            if again is not None:
+                return again
+        weight = self.packed
+        out = ops.linear(
+            x, weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
         )
+        if residual is None:
+            self._prepared = Prepared.of(weight, self._buffers, settings, x)
+        return out
 
     def settings(self) -> dict[str, Any]:
         """Return what, beside the tensors, makes this layer: plain values, for JSON."""
@@ -148,26 +162,26 @@ class SparseConv2d(ImageLayer, SparseLayer):
         self.convolution = convolution
         self.blocked = blocked
 
-    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None) -> Any:
-        """Return the output images of a batch."""
+    def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None, blocked: bool) -> Any:
+        """Return the output images of a batch, in blocks or as torch has them."""
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
             return conv2d_operator(
-                x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, self.blocked
+                x, arrays, numbers, self.convolution, self.bias, residual, self.activation, self.tile, blocked
             )
         weight = self.packed
         if isinstance(weight, Bitmask):
             raise SparseError(f"a convolution needs a panelled or csr weight, not a {weight.kind} one")
         return ops.conv2d(
-            x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=self.blocked
+            x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=blocked
         )
 
     def call(self) -> Call | None:
-        """Return what the library is given for this layer; nothing where torch runs it."""
+        """Return what the library is given for this layer, checked; nothing where torch runs it."""
         weight = self.packed
         if not isinstance(weight, Panelled):
             return None
-        bias = None if self.bias is None else self.bias.contiguous()
+        bias = checked_bias(self.bias, weight.rows)
         channels = weight.columns // math.prod(self.convolution.kernel)
         return Call(CONV2D, weight.rows, channels, weight, None, bias, self.activation, self.tile)
 

@@ -72,7 +72,7 @@ def linear(
         raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {shape}")
     count = math.prod(x.shape[:-1])
     plan = _plan(tile, threads)
-    vectors = _matrix(x.resolve_neg(), count)
+    vectors = as_vectors(x.resolve_neg(), count)
     bias = None if bias is None else bias.contiguous()
     feature_major = feature_major and count > 1 and not isinstance(weight, Bitmask)
     if isinstance(weight, Csr):
@@ -211,7 +211,7 @@ def depthwise2d(
     images, kernels = data.resolve_neg().contiguous(), weight.resolve_neg().contiguous()
     status = library().secateur_depthwise2d(
         kernels.data_ptr(),
-        rows // max(shape.channels, 1),
+        rows // shape.channels,
         shape.struct,
         images.data_ptr(),
         out.data_ptr(),
@@ -228,8 +228,9 @@ def check_depthwise(weight: Tensor, channels: int, convolution: Convolution) -> 
     Raises:
         SparseError: Says what came and what was expected.
     """
-    _check_all(weight, 0, None, None, "none")
-    if weight.shape[1:] != (1, *convolution.kernel) or weight.shape[0] < 1 or weight.shape[0] % max(channels, 1):
+    check_floats("the weight", weight)
+    whole = channels >= 1 and weight.dim() == 4 and weight.shape[0] >= 1 and weight.shape[0] % channels == 0
+    if not whole or weight.shape[1:] != (1, *convolution.kernel):
         raise SparseError(
             f"expected kernels [outputs, 1, {', '.join(map(str, convolution.kernel))}], outputs a whole multiple of "
             f"{channels}, got shape {tuple(weight.shape)}"
@@ -338,26 +339,45 @@ def are_images(x: object) -> bool:
 
 
 def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
-    for name, tensor in (("the input", x), ("the bias", bias), ("the residual", residual)):
-        if tensor is None:
-            continue
-        if not (tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided):
-            raise SparseError(
-                f"sparse kernels take dense float32 on the CPU, and {name} is {tensor.dtype} on {tensor.device} with "
-                f"layout {tensor.layout}; convert it with .float().cpu()"
-            )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise SparseError(
-                f"sparse kernels have no backward pass, and {name} wants a gradient; wrap the call in "
-                "torch.inference_mode() or torch.no_grad()"
-            )
-    if bias is not None and tuple(bias.shape) != (rows,):
-        raise SparseError(f"expected a bias of shape ({rows},), got {tuple(bias.shape)}")
+    check_floats("the input", x)
+    if bias is not None:
+        check_bias(bias, rows)
+    if residual is not None:
+        check_floats("the residual", residual)
     if activation not in ACTIVATIONS:
         check_choice("activation", activation, ACTIVATIONS)
 
 
-def _matrix(x: Tensor, count: int) -> Tensor:
+def check_floats(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not dense float32 on the CPU, or that wants a gradient.
+
+    Raises:
+        SparseError: Says what it is, and what to do.
+    """
+    if not (tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided):
+        raise SparseError(
+            f"sparse kernels take dense float32 on the CPU, and {name} is {tensor.dtype} on {tensor.device} with "
+            f"layout {tensor.layout}; convert it with .float().cpu()"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise SparseError(
+            f"sparse kernels have no backward pass, and {name} wants a gradient; wrap the call in "
+            "torch.inference_mode() or torch.no_grad()"
+        )
+
+
+def check_bias(bias: Tensor, rows: int) -> None:
+    """Refuse a bias that is not one float32 for each output.
+
+    Raises:
+        SparseError: Says what came, and what was expected.
+    """
+    check_floats("the bias", bias)
+    if tuple(bias.shape) != (rows,):
+        raise SparseError(f"expected a bias of shape ({rows},), got {tuple(bias.shape)}")
+
+
+def as_vectors(x: Tensor, count: int) -> Tensor:
     """Return vectors as rows, contiguous or the transpose of a contiguous matrix: what the kernels can read."""
     matrix = x.reshape(count, x.shape[-1])
     step, stride = matrix.stride()

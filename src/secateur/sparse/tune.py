@@ -23,7 +23,7 @@ from secateur._files import write_atomic
 from secateur.errors import SecateurWarning
 from secateur.sparse.arrays import as_matrix
 from secateur.sparse.fallback import AFTERWARDS, LEAST_SPARSITY, Csr
-from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, Weight
+from secateur.sparse.formats import BLOCKS, Bitmask, Panelled, Weight, parts_for
 from secateur.sparse.image_layers import DepthwiseConv2d, MaxPool2d
 from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseConv2d, SparseLinear
@@ -151,7 +151,8 @@ def _pack(problem: Problem, option: Option) -> Weight | None:
         return Bitmask.pack(problem.weight)
     if option.kind == "csr":
         return Csr.pack(problem.weight)
-    return Panelled.pack(problem.weight, block=option.block, panel=option.panel)
+    parts = parts_for(problem.weight.shape[0], problem.positions if problem.positions > 1 else 64)
+    return Panelled.pack(problem.weight, block=option.block, panel=option.panel, parts=parts)
 
 
 def _layer(problem: Problem, option: Option, weight: Weight | None) -> nn.Module:
