@@ -197,8 +197,8 @@ typedef struct secateur_step {
 } secateur_step;
 
 /* Runs them one after the other, and stops at the first that fails. */
-SECATEUR_API int32_t secateur_run(const secateur_step* steps, int64_t count, float* const* buffers, int64_t buffer_count,
-                                  int32_t threads);
+SECATEUR_API int32_t secateur_run(const secateur_step* steps, int64_t count, float* const* buffers,
+                                  int64_t buffer_count, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -276,7 +276,8 @@ int32_t secateur_run(const secateur_step* steps, int64_t count, float* const* bu
   const auto there = [&](int32_t i) { return i >= 0 && i < buffer_count; };
   for (int64_t i = 0; i < count; ++i) {
     const secateur_step& step = steps[i];
-    if (!there(step.x) || !there(step.y) || (step.residual != -1 && !there(step.residual))) return SECATEUR_BAD_ARGUMENT;
+    if (!there(step.x) || !there(step.y) || (step.residual != -1 && !there(step.residual)))
+      return SECATEUR_BAD_ARGUMENT;
     const float *x = buffers[step.x], *residual = step.residual == -1 ? nullptr : buffers[step.residual];
     float* y = buffers[step.y];
     const secateur_epilogue after = {step.bias, residual, step.activation};

@@ -120,8 +120,8 @@ SECATEUR_INLINE void take(const Cell& cell, const int32_t* order, const Index* i
   }
 }
 
-// Takes `left` groups with the same number of blocks: as many side by side as there can be, the rest by half as many, and
-// so on. One alone waits for its own sums.
+// Takes `left` groups with the same number of blocks: as many side by side as there can be, the rest by half as many,
+// and so on. One alone waits for its own sums.
 template <int L, int V, int R, int C, int G, class Index>
 SECATEUR_INLINE void take_run(const Cell& cell, const int32_t*& order, const Index*& index, const float*& value,
                               int64_t count, int64_t left) {
@@ -140,8 +140,10 @@ void run_cell(const Cell& cell) {
   const int32_t* order = cell.order;
   const Index* index = static_cast<const Index*>(cell.indices);
   const float* value = cell.values;
-  for (int64_t run = cell.run; run < cell.last_run; ++run)
-    take_run<L, V, R, C, G, Index>(cell, order, index, value, cell.weight->runs[2 * run], cell.weight->runs[2 * run + 1]);
+  for (int64_t run = cell.run; run < cell.last_run; ++run) {
+    const int32_t* pair = cell.weight->runs + 2 * run;
+    take_run<L, V, R, C, G, Index>(cell, order, index, value, pair[0], pair[1]);
+  }
 }
 
 using RunCell = void (*)(const Cell&);

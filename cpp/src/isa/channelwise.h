@@ -1,4 +1,5 @@
-// Depthwise convolutions and maxima: what every channel sees of itself. Images keep their layout around them.
+// Depthwise convolutions and maxima: what every channel sees of itself. Some channels of an image are laid out pixel by
+// pixel, side by side; no pixel is moved twice, and images keep their layout around it.
 #pragma once
 
 #include "conv.h"
@@ -6,227 +7,254 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kStrip = 1024;   // positions: rows of the image that two strips need are few beside it
-constexpr int64_t kTogether = 32;  // channels that one thread works on at a time
-
-SECATEUR_INLINE ints<kWidth> load_mask(const int32_t* masks) {
-  return (ints<kWidth>)load_loose<kWidth>(reinterpret_cast<const float*>(masks));
-}
-
-// The larger one; not a number where one of them is not, as in torch.
-template <int L>
-SECATEUR_INLINE vec<L> larger(vec<L> a, vec<L> b) {
-  const ints<L> take = (ints<L>)(b > a) | (ints<L>)(b != b);
-  return (vec<L>)(((ints<L>)b & take) | ((ints<L>)a & ~take));
-}
+constexpr int64_t kAside = 8;    // pixels of the output whose sums are in registers
+constexpr int64_t kAtOnce = 64;  // pixels of the output after which they are put where they belong, at least
 
 // Sums of what a kernel sees, weighted. Beside the image are zeros.
 struct Sums {
-  static constexpr bool kLowest = false;
-  static SECATEUR_INLINE vec<kWidth> see(const float* x, ints<kWidth> there) {
-    return (vec<kWidth>)((ints<kWidth>)load_loose<kWidth>(x) & there);
-  }
-  static SECATEUR_INLINE void add(vec<kWidth>& sum, const float* weights, int64_t tap, vec<kWidth> seen) {
-    sum += weights[tap] * seen;
-  }
+  static SECATEUR_INLINE void add(vec<kWidth>& sum, vec<kWidth> weight, vec<kWidth> seen) { sum += weight * seen; }
 };
 
-// The largest of what a kernel sees. Beside the image is nothing.
-template <bool kNumbers>  // no pixel is not a number
+// The largest of what a kernel sees; not a number where one of them is not, as in torch.
 struct Largest {
-  static constexpr bool kLowest = true;
-  static SECATEUR_INLINE vec<kWidth> see(const float* x, ints<kWidth> there) {
-    return (vec<kWidth>)(((ints<kWidth>)load_loose<kWidth>(x) & there) |
-                         ((ints<kWidth>)splat<kWidth>(-__builtin_inff()) & ~there));
-  }
-  static SECATEUR_INLINE void add(vec<kWidth>& best, const float*, int64_t, vec<kWidth> seen) {
-    best = kNumbers ? (seen > best ? seen : best) : larger<kWidth>(best, seen);
+  static SECATEUR_INLINE void add(vec<kWidth>& best, vec<kWidth>, vec<kWidth> seen) {
+    const ints<kWidth> take = (ints<kWidth>)(seen > best) | (ints<kWidth>)(seen != seen);
+    best = (vec<kWidth>)(((ints<kWidth>)seen & take) | ((ints<kWidth>)best & ~take));
   }
 };
 
-// Adds N taps of one column of a kernel, whose pixels lie a row apart, to four vectors.
-template <class Op>
-struct FourRows {  // of which each is a row further: they share what they see
-  static int64_t step(int64_t period) { return period; }
+// Where a pixel of a channel is in an image of `channels`, in either layout.
+struct Image {
+  SECATEUR_INLINE int64_t place(int64_t channel, int64_t pixel) const {
+    return block == 0 ? channel * pixels + pixel : (pixel / block * channels + channel) * block + pixel % block;
+  }
+  int64_t step() const { return block == 0 ? pixels : block; }  // from one channel to the next
 
-  template <int N>
-  static SECATEUR_INLINE void add(const float* x, int64_t period, const float* weights, int64_t tap, int64_t step,
-                                  const int32_t* masks,
-                                  vec<kWidth> (&sum)[4]) {
-    const ints<kWidth> there = load_mask(masks);
+  int64_t channels, pixels, block;
+};
+
+// Rows of kWidth channels of an image, side by side, between the padding; as many rows as are seen at a time.
+class Rows {
+ public:
+  Rows(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, float beside)
+      : shape_(s),
+        image_{s.channels, s.height * s.width, s.x_block},
+        pitch_(most(s.pad_left + s.width, (most(extent.width, kAside) - 1) * s.stride_width + extent.reach_width + 1)),
+        // Those that are seen, and what is laid out with the last of their pixels.
+        count_((at_a_time - 1) * s.stride_height + extent.reach_height + 2 + divide_up(kWidth, most(s.width, 1))),
+        rows_(scratch(kWindow).at_least((count_ + 1) * pitch_ * kWidth)) {
+    for (int64_t i = 0; i < (count_ + 1) * pitch_ * kWidth; ++i) rows_[i] = beside;
+  }
+
+  // Begins with other channels.
+  void look(const float* x, int64_t channel, int64_t lanes) {
+    x_ = x, channel_ = channel, lanes_ = lanes;
+    next_ = row_ = column_ = 0;
+  }
+
+  // Lays out what is seen up to a row.
+  void reach(int64_t row) {
+    const int64_t end = least(row + 1, shape_.height) * shape_.width;
+    for (; next_ < end; next_ += kWidth) lay_out(least(kWidth, image_.pixels - next_));
+  }
+
+  // What the kernel's first column sees of a row.
+  const float* at(int64_t row) const {
+    const bool there = row >= 0 && row < shape_.height;
+    return rows_ + (there ? row % count_ : count_) * pitch_ * kWidth;
+  }
+
+ private:
+  void lay_out(int64_t count) {
+    float* to[kWidth];
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = rows_ + (row_ * pitch_ + shape_.pad_left + column_) * kWidth;
+      if (++column_ == shape_.width) column_ = 0, row_ = row_ + 1 == count_ ? 0 : row_ + 1;
+    }
+    const float* from = x_ + image_.place(channel_, next_);
+    const int64_t step = image_.step();
+    if (count < kWidth) {
+      for (int64_t lane = 0; lane < lanes_; ++lane)
+        for (int64_t i = 0; i < count; ++i) to[i][lane] = from[lane * step + i];
+      return;
+    }
+    vec<kWidth> v[kWidth];
+    if (lanes_ == kWidth) {
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kWidth; ++lane) v[lane] = load_loose<kWidth>(from + lane * step);
+    } else {
+      for (int lane = 0; lane < kWidth; ++lane)
+        v[lane] = lane < lanes_ ? load_loose<kWidth>(from + lane * step) : vec<kWidth>{};
+    }
+    turn<kWidth>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) store<kWidth>(to[i], v[i]);
+  }
+
+  const secateur_convolution& shape_;
+  Image image_;
+  int64_t pitch_, count_;
+  float* rows_;
+  const float* x_ = nullptr;
+  int64_t channel_ = 0, lanes_ = 0;
+  int64_t next_ = 0;              // pixel
+  int64_t row_ = 0, column_ = 0;  // of it, among those that are there
+};
+
+// One row of the output, for kWidth channels: [width][kWidth]. Where it has fewer than kAside pixels, as many are written
+// all the same.
+template <class Op, int kStride>
+inline void see_row(const secateur_convolution& s, const Extent& extent, const Rows& rows, const float* weights,
+                    vec<kWidth> start, int64_t row, float* out) {
+  const int64_t across = (kStride > 0 ? kStride : int64_t{s.stride_width}) * kWidth;
+  const int64_t aside = int64_t{s.dilation_width} * kWidth;
+  for (int64_t done = 0; done < extent.width; done += kAside) {
+    const int64_t x = most(0, least(done, extent.width - kAside));  // the last ones may be computed twice
+    vec<kWidth> sum[kAside];
 #pragma GCC unroll 8
-    for (int i = 0; i < N + 3; ++i) {
-      const vec<kWidth> seen = Op::see(x + i * period, there);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j)
-        if (i - j >= 0 && i - j < N) Op::add(sum[j], weights, tap + (i - j) * step, seen);
+    for (int i = 0; i < kAside; ++i) sum[i] = start;
+    const float* weight = weights;
+    for (int64_t k = 0; k < s.kernel_height; ++k) {
+      const float* seen = rows.at(row * s.stride_height - s.pad_top + k * s.dilation_height) + x * across;
+      for (int64_t j = 0; j < s.kernel_width; ++j, seen += aside, weight += kWidth) {
+        const vec<kWidth> w = load<kWidth>(weight);
+#pragma GCC unroll 8
+        for (int i = 0; i < kAside; ++i) Op::add(sum[i], w, load<kWidth>(seen + i * across));
+      }
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < kAside; ++i) store<kWidth>(out + (x + i) * kWidth, sum[i]);
   }
-};
+}
 
-template <class Op>
-struct OneRow {  // that follow each other
-  static int64_t step(int64_t) { return kWidth; }
-
-  template <int N>
-  static SECATEUR_INLINE void add(const float* x, int64_t period, const float* weights, int64_t tap, int64_t step,
-                                  const int32_t* masks,
-                                  vec<kWidth> (&sum)[4]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const ints<kWidth> there = load_mask(masks + v * kWidth);
-#pragma GCC unroll 4
-      for (int i = 0; i < N; ++i) Op::add(sum[v], weights, tap + i * step, Op::see(x + i * period + v * kWidth, there));
-    }
-  }
-};
-
-// Taps of one column of a kernel that see rows of the same phase, one after the other; at most four.
-struct Run {
-  int64_t shift;  // of the first
-  const int32_t* masks;
-  int64_t tap, count;
-};
-
-// All taps of a kernel.
-struct Runs {
-  explicit Runs(const Geometry& g) : period(g.period) {
-    const secateur_convolution& s = g.shape;
-    const int64_t apart = s.dilation_height == 1 ? s.stride_height : s.kernel_height;
-    step = apart * s.kernel_width;
-    Run* run = reinterpret_cast<Run*>(scratch(kPlaces).at_least(g.taps * int64_t{sizeof(Run)} / 4));
-    all = run;
-    for (int64_t column = 0; column < s.kernel_width; ++column)
-      for (int64_t row = 0; row < least(apart, s.kernel_height); ++row)
-        for (int64_t left = divide_up(s.kernel_height - row, apart), tap = row * s.kernel_width + column; left > 0;) {
-          const int64_t some = left > 4 ? 3 : left;  // five are three and two
-          *run++ = {g.shifts[tap], g.masks + column * g.mask_length, tap, some};
-          tap += some * step, left -= some;
+// Where finished pixels go: `lanes` channels of the output, `apart` from each other.
+struct Out {
+  // Pixels [begin, end), of which `sums` has the first; after the residual and the activation.
+  void put(const float* sums, int64_t begin, int64_t end) const {
+    for (int64_t pixel = begin; pixel < end;) {
+      const bool whole = pixel % kWidth == 0 && pixel + kWidth <= end;
+      const float* from = sums + (pixel - begin) * kWidth;
+      if (whole) {
+        vec<kWidth> v[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) v[i] = load<kWidth>(from + i * kWidth);
+        turn<kWidth>(v);
+        const int64_t first = image.place(row, pixel), step = apart * image.step();
+        if (lanes == kWidth) {
+#pragma GCC unroll 16
+          for (int lane = 0; lane < kWidth; ++lane) finish(v[lane], first + lane * step);
+        } else {
+          for (int lane = 0; lane < lanes; ++lane) finish(v[lane], first + lane * step);
         }
-    count = run - all;
+        pixel += kWidth;
+        continue;
+      }
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t at = image.place(row + lane * apart, pixel);
+        const float sum = from[lane] + (after.residual != nullptr ? after.residual[at] : 0.0f);
+        y[at] = activate<4>(splat<4>(sum), after.activation)[0];
+      }
+      ++pixel;
+    }
   }
 
-  int64_t period;
-  int64_t step;  // from one tap of a run to the next
-  const Run* all;
-  int64_t count;
+  SECATEUR_INLINE void finish(vec<kWidth> sum, int64_t at) const {
+    if (after.residual != nullptr) sum += load_loose<kWidth>(after.residual + at);
+    if (after.activation == SECATEUR_RELU6) sum = relu6<kWidth>(sum);
+    else if (after.activation != SECATEUR_NONE) sum = activate<kWidth>(sum, after.activation);
+    store_loose<kWidth>(y + at, sum);
+  }
+
+  Image image;
+  float* y;
+  const secateur_epilogue& after;
+  int64_t row, apart, lanes;
 };
 
-// Four vectors of what one kernel makes of the image.
-template <class Four>
-SECATEUR_INLINE void sum_four(const Runs& runs, const float* weights, const float* x, int64_t column, float start,
-                              float* out) {
-  vec<kWidth> sum[4];
-#pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) sum[v] = splat<kWidth>(start);
-  for (const Run *run = runs.all, *end = run + runs.count; run < end; ++run) {
-    const float* seen = x + run->shift;
-    const int32_t* masks = run->masks + column;
-    switch (run->count) {
-      case 1: Four::template add<1>(seen, runs.period, weights, run->tap, runs.step, masks, sum); break;
-      case 2: Four::template add<2>(seen, runs.period, weights, run->tap, runs.step, masks, sum); break;
-      case 3: Four::template add<3>(seen, runs.period, weights, run->tap, runs.step, masks, sum); break;
-      default: Four::template add<4>(seen, runs.period, weights, run->tap, runs.step, masks, sum);
-    }
+// All pixels of one output of each of some channels.
+template <class Op, int kStride>
+inline void see_strided(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, Rows& rows,
+                    const float* weights, vec<kWidth> start, const Out& out) {
+  float* sums = scratch(kTile).at_least(((at_a_time + 1) * extent.width + kWidth + kAside) * kWidth);
+  int64_t put = 0;  // pixels that are where they belong; whole vectors of them, up to the end
+  for (int64_t row = 0; row < extent.height;) {
+    const int64_t end = least(row + at_a_time, extent.height);
+    rows.reach((end - 1) * s.stride_height - s.pad_top + extent.reach_height);
+    for (; row < end; ++row)
+      see_row<Op, kStride>(s, extent, rows, weights, start, row, sums + (row * extent.width - put) * kWidth);
+    const int64_t there = end * extent.width, ready = end == extent.height ? there : there - there % kWidth;
+    out.put(sums, put, ready);
+    std::memmove(sums, sums + (ready - put) * kWidth, static_cast<size_t>((there - ready) * kWidth) * 4);
+    put = ready;
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) store_loose<kWidth>(out + v * Four::step(runs.period), sum[v]);
 }
 
-// Four rows at a time, where there are as many; in narrower images they would leave lanes idle.
-inline bool by_rows(int64_t period, int64_t valid) { return period >= kWidth / 2 && valid >= 4 * period; }
-
-// Positions of a strip that are looked at: some are computed in vain.
-inline int64_t reach(int64_t period, int64_t valid) {
-  return by_rows(period, valid) ? valid + kWidth : divide_up(valid, 4 * kWidth) * 4 * kWidth;
-}
-
-// All of one kernel over a strip. What is computed beyond the end of a row belongs to the next one.
 template <class Op>
-inline void sum_strip(const Runs& runs, const float* weights, const float* x, int64_t column, int64_t valid, float start,
-                      float* out) {
-  const int64_t rows = 4 * runs.period;
-  if (!by_rows(runs.period, valid)) {
-    for (int64_t at = 0; at < valid; at += 4 * kWidth)
-      sum_four<OneRow<Op>>(runs, weights, x + at, column + at, start, out + at);
-    return;
-  }
-  for (int64_t done = 0; done < valid; done += rows) {
-    const int64_t at = least(done, valid - rows);  // the last ones may be computed twice
-    for (int64_t i = 0; i < runs.period; i += kWidth)
-      sum_four<FourRows<Op>>(runs, weights, x + at + i, column + at + i, start, out + at + i);
-  }
+inline void see_all(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, Rows& rows,
+                    const float* weights, vec<kWidth> start, const Out& out) {
+  if (s.stride_width == 1) return see_strided<Op, 1>(s, extent, at_a_time, rows, weights, start, out);
+  if (s.stride_width == 2) return see_strided<Op, 2>(s, extent, at_a_time, rows, weights, start, out);
+  see_strided<Op, 0>(s, extent, at_a_time, rows, weights, start, out);
 }
 
-// Where one channel of the output goes, after the residual and the activation.
-inline void put_strip(const float* sums, int64_t position, int64_t valid, int64_t row, const ImageOut& sink, float* y,
-                      const secateur_epilogue& after) {
-  for (int64_t i = 0; i < valid; i += kImageBlock) {
-    int64_t stride = 0;
-    const int64_t direct = sink.direct(position + i, valid - i, kImageBlock, &stride);
-    if (direct < 0) {
-      sink.put(sums + i, kImageBlock, position + i, valid - i, row, 1);
-      continue;
-    }
-    const int64_t at = direct + row * stride;
-    for (int64_t lane = 0; lane < kImageBlock; lane += kWidth) {
-      vec<kWidth> sum = load<kWidth>(sums + i + lane);
-      if (after.residual != nullptr) sum += load_loose<kWidth>(after.residual + at + lane);
-      store_loose<kWidth>(y + at + lane, activate<kWidth>(sum, after.activation));
-    }
-  }
-}
-
-// Calls `each` with a strip, what is seen from it, and some channels; `rows` are the output's.
-template <bool kLowest, class Each>
-inline int32_t for_strips(const secateur_convolution& s, int64_t rows, const float* x, float* y,
-                          const secateur_epilogue& after, int32_t threads, Each each) {
-  const Geometry geometry(s, kStrip + kImageBlock);
-  const Runs runs(geometry);
-  const int64_t pixels = geometry.height * geometry.width;
-  const int64_t strips = divide_up(geometry.positions(), kStrip), parts = divide_up(s.channels, kTogether);
+// Calls `each(image, channel, lanes, rows, at_a_time)` for kWidth channels at a time.
+template <class Each>
+inline int32_t for_channels(const secateur_convolution& s, const Extent& extent, const float* x, float beside,
+                            int32_t threads, Each each) {
+  const int64_t parts = divide_up(s.channels, kWidth), at_a_time = divide_up(kAtOnce, extent.width);
   const int64_t in = floats_of(s.channels, s.height, s.width, s.x_block);
-  const int64_t out = floats_of(rows, geometry.height, geometry.width, s.y_block);
-  const int32_t status = in_parallel(s.batch * strips * parts, threads, [&](int64_t i) {
-    const int64_t image = i / (strips * parts), position = i / parts % strips * kStrip, first = i % parts * kTogether;
-    const int64_t valid = least(kStrip, geometry.positions() - position);
-    const secateur_epilogue own = of_image(after, image * out);
-    const Taps<kLowest> taps(geometry, x + image * in);
-    const ImageOut sink(y + image * out, rows, geometry.height, geometry.width, geometry.period, s.y_block, own);
-    const auto view = taps.look(reach(geometry.period, valid), position, valid);
-    float* sums = scratch(kTile).at_least(kStrip + kImageBlock);
-    for (int64_t channel = first; channel < least(s.channels, first + kTogether); ++channel) {
-      bool spoiled = false;
-      const float* seen = taps.channel(view, channel, &spoiled);
-      each(channel, spoiled, [&](auto op, int64_t row, const float* weights, float start) {
-        sum_strip<decltype(op)>(runs, weights, seen, position % geometry.period, valid, start, sums);
-        put_strip(sums, position, valid, row, sink, y + image * out, own);
-      });
-    }
+  return in_parallel(s.batch * parts, threads, [&](int64_t i) {
+    const int64_t image = i / parts, channel = i % parts * kWidth, lanes = least(kWidth, s.channels - channel);
+    Rows rows(s, extent, at_a_time, beside);
+    each(image, channel, lanes, [&]() -> Rows& {
+      rows.look(x + image * in, channel, lanes);
+      return rows;
+    });
   });
-  for (int64_t image = 0; image < s.batch; ++image) clear_beyond(y + image * out, rows, pixels, s.y_block);
-  return status;
 }
 
 // Kernels are [channels * multiplier][taps].
 inline int32_t depthwise2d(const float* kernels, int64_t multiplier, const secateur_convolution& s, const float* x,
                            float* y, const secateur_epilogue& after, const secateur_plan& plan) {
-  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
-  return for_strips<false>(s, s.channels * multiplier, x, y, after, plan.threads, [&](int64_t channel, bool, auto put) {
-    for (int64_t row = channel * multiplier; row < (channel + 1) * multiplier; ++row)
-      put(Sums{}, row, kernels + row * taps, after.bias != nullptr ? after.bias[row] : 0.0f);
-  });
+  const Extent extent(s);
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width, at_a_time = divide_up(kAtOnce, extent.width);
+  const Image image{s.channels * multiplier, extent.height * extent.width, s.y_block};
+  const int64_t out = floats_of(image.channels, extent.height, extent.width, s.y_block);
+  const int32_t status =
+      for_channels(s, extent, x, 0.0f, plan.threads, [&](int64_t b, int64_t channel, int64_t lanes, auto look) {
+        const secateur_epilogue own = of_image(after, b * out);
+        float* weights = scratch(kVector).at_least(taps * kWidth);
+        for (int64_t m = 0; m < multiplier; ++m) {
+          vec<kWidth> start{};
+          for (int64_t lane = 0; lane < kWidth; ++lane) {
+            const int64_t row = (channel + lane) * multiplier + m;
+            if (lane < lanes && after.bias != nullptr) start[lane] = after.bias[row];
+            for (int64_t tap = 0; tap < taps; ++tap)
+              weights[tap * kWidth + lane] = lane < lanes ? kernels[row * taps + tap] : 0.0f;
+          }
+          see_all<Sums>(s, extent, at_a_time, look(), weights, start,
+                        {image, y + b * out, own, channel * multiplier + m, multiplier, lanes});
+        }
+      });
+  for (int64_t b = 0; b < s.batch; ++b) clear_beyond(y + b * out, image.channels, image.pixels, s.y_block);
+  return status;
 }
 
 inline int32_t max_pool2d(const secateur_convolution& s, const float* x, float* y, const secateur_plan& plan) {
+  const Extent extent(s);
+  const float lowest = -__builtin_inff();
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width, at_a_time = divide_up(kAtOnce, extent.width);
+  const Image image{s.channels, extent.height * extent.width, s.y_block};
+  const int64_t out = floats_of(s.channels, extent.height, extent.width, s.y_block);
   const secateur_epilogue nothing{};
-  return for_strips<true>(s, s.channels, x, y, nothing, plan.threads, [&](int64_t channel, bool spoiled, auto put) {
-    const float lowest = -__builtin_inff();
-    if (spoiled)
-      put(Largest<false>{}, channel, nullptr, lowest);
-    else
-      put(Largest<true>{}, channel, nullptr, lowest);
-  });
+  const int32_t status =
+      for_channels(s, extent, x, lowest, plan.threads, [&](int64_t b, int64_t channel, int64_t lanes, auto look) {
+        const float* weights = scratch(kVector).at_least(taps * kWidth);  // of no matter
+        see_all<Largest>(s, extent, at_a_time, look(), weights, splat<kWidth>(lowest),
+                         {image, y + b * out, nothing, channel, 1, lanes});
+      });
+  for (int64_t b = 0; b < s.batch; ++b) clear_beyond(y + b * out, s.channels, image.pixels, s.y_block);
+  return status;
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ inline int32_t convolve(const secateur_panelled& w, const Geometry& geometry, co
   const ImageOut sink(y, w.rows, geometry.height, geometry.width, geometry.period, s.y_block, after);
   const Vectors plain(x, 1, pixels);
   const BlocksIn blocks(x, s.channels);
-  const Taps<false> unfolded(geometry, x);
+  const Taps unfolded(geometry, x);
   const Source& source = !direct ? static_cast<const Source&>(unfolded)
                          : s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
   const int32_t status = run_tiles(w, source, sink, y, geometry.positions(), after, tile, threads);

@@ -92,6 +92,34 @@ struct Turned {
   vec<L> place[4];
 };
 
+// L vectors of L lanes: lane j of vector i becomes lane i of vector j.
+template <int L>
+SECATEUR_INLINE void turn(vec<L> (&v)[L]) {
+  vec<L> turned[L];
+#pragma GCC unroll 4
+  for (int quad = 0; quad < L; quad += 4) {
+    const Turned<L> four(v[quad], v[quad + 1], v[quad + 2], v[quad + 3]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) turned[quad + i] = four.place[i];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (L == 4) {
+      v[i] = turned[i];
+    } else if constexpr (L == 8) {
+      v[i] = whole_groups<L, 0, 0, 0, 0>(turned[i], turned[4 + i]);
+      v[4 + i] = whole_groups<L, 1, 0, 1, 0>(turned[i], turned[4 + i]);
+    } else {
+      const vec<L> a = whole_groups<L, 0, 1, 0, 1>(turned[i], turned[4 + i]);
+      const vec<L> b = whole_groups<L, 2, 3, 2, 3>(turned[i], turned[4 + i]);
+      const vec<L> c = whole_groups<L, 0, 1, 0, 1>(turned[8 + i], turned[12 + i]);
+      const vec<L> d = whole_groups<L, 2, 3, 2, 3>(turned[8 + i], turned[12 + i]);
+      v[i] = whole_groups<L, 0, 2, 0, 2>(a, c), v[4 + i] = whole_groups<L, 1, 3, 1, 3>(a, c);
+      v[8 + i] = whole_groups<L, 0, 2, 0, 2>(b, d), v[12 + i] = whole_groups<L, 1, 3, 1, 3>(b, d);
+    }
+  }
+}
+
 // Four rows of L floats, `step` apart, become L rows of four, `stride` apart. Returns zero times what was read.
 template <int L>
 SECATEUR_INLINE vec<L> turn_to_columns(const float* from, int64_t step, float* to, int64_t stride) {

@@ -105,6 +105,17 @@ SECATEUR_INLINE vec<L> groups(vec<L> a, vec<L> b) {
 #undef SECATEUR_LANE
 }
 
+// Groups I and J of four lanes of a, then K and M of b; of vectors with two groups the first of each pair.
+template <int L, int I, int J, int K, int M>
+SECATEUR_INLINE vec<L> whole_groups(vec<L> a, vec<L> b) {
+#define SECATEUR_WHOLE(n) 4 * (n), 4 * (n) + 1, 4 * (n) + 2, 4 * (n) + 3
+  if constexpr (L == 16)
+    return SECATEUR_SHUFFLE(L, a, b, SECATEUR_WHOLE(I), SECATEUR_WHOLE(J), SECATEUR_WHOLE(4 + K), SECATEUR_WHOLE(4 + M));
+  else
+    return SECATEUR_SHUFFLE(L, a, b, SECATEUR_WHOLE(I), SECATEUR_WHOLE(2 + K));
+#undef SECATEUR_WHOLE
+}
+
 // Lanes O, O + 2, ... of two vectors, one behind the other.
 template <int L, int O>
 SECATEUR_INLINE vec<L> every_second(vec<L> a, vec<L> b) {

@@ -235,8 +235,8 @@ inline int32_t tile_for(const secateur_panelled& w, int64_t positions, int32_t a
 }
 
 // All positions; what is left over after whole tiles gets a tile of its own, where half of one would be idle.
-inline int32_t run_tiles(const secateur_panelled& w, const Source& source, const Sink& sink, float* y, int64_t positions,
-                         const secateur_epilogue& after, int32_t tile, int32_t threads) {
+inline int32_t run_tiles(const secateur_panelled& w, const Source& source, const Sink& sink, float* y,
+                         int64_t positions, const secateur_epilogue& after, int32_t tile, int32_t threads) {
   const int64_t whole = positions - positions % tile, end = 2 * (positions - whole) <= tile ? whole : positions;
   const int32_t status = run_product({w, source, sink, y, 0, end, after, tile, cell_for(w, tile)}, threads);
   if (status != SECATEUR_OK || end == positions) return status;

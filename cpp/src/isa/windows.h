@@ -40,7 +40,7 @@ struct Geometry : Extent {
         rows(spanned + floor_divide(reach_height - s.pad_top, s.stride_height) - first_row),
         phase_size(rows * period + 2 * kWidth),
         taps(int64_t{s.kernel_height} * s.kernel_width),
-        mask_length(period + tile) {
+        mask_length(period + kWidestTile) {
     const int64_t numbers = taps + s.kernel_height + s.kernel_width;
     int64_t* shift = reinterpret_cast<int64_t*>(scratch(kTaps).at_least(2 * numbers + s.kernel_width * mask_length));
     int32_t* mask = reinterpret_cast<int32_t*>(shift + numbers);
@@ -102,8 +102,7 @@ struct Geometry : Extent {
   }
 };
 
-// What the taps of a kernel see. Beside the image are zeros, or for a maximum the lowest number there is.
-template <bool kLowest>
+// What the taps of a kernel see; zeros beside the image.
 class Taps final : public Source {
  public:
   Taps(const Geometry& geometry, const float* image) : g_(geometry), image_(image) {}
@@ -117,9 +116,9 @@ class Taps final : public Source {
     vec<kWidth> wide{};
     float rest = 0.0f;
     for (int64_t done = 0; done < count;) {
-      const int64_t at = (feature + done) / g_.taps, first = (feature + done) % g_.taps;
+      const int64_t channel = (feature + done) / g_.taps, first = (feature + done) % g_.taps;
       const int64_t last = least(g_.taps, first + count - done);
-      copy_blocks(view, at, &wide, &rest);
+      copy_blocks(view, channel, &wide, &rest);
       if (!g_.linear) split(view);
       for (int64_t tap = first, column = first % columns; tap < last; ++tap, ++done) {
         const int32_t* mask = whole[column] ? nullptr : masks + column * tile;
@@ -137,11 +136,12 @@ class Taps final : public Source {
     const int64_t tap = feature % g_.taps;
     const int64_t y = position / g_.period * s.stride_height + tap / s.kernel_width * s.dilation_height - s.pad_top;
     const int64_t x = position % g_.period * s.stride_width + tap % s.kernel_width * s.dilation_width - s.pad_left;
-    if (y < 0 || y >= s.height || x < 0 || x >= s.width) return kBeside;
+    if (y < 0 || y >= s.height || x < 0 || x >= s.width) return 0.0f;
     const int64_t pixel = y * s.width + x;
     return block(feature / g_.taps, pixel / kImageBlock)[pixel % kImageBlock];
   }
 
+ private:
   // The part of the image that a tile sees, one channel at a time.
   struct View {
     int64_t top, bottom;  // output rows, both included
@@ -154,7 +154,6 @@ class Taps final : public Source {
     const float* origin;  // what a tap with no shift sees
   };
 
-  // Looks at the image from `tile` positions, of which `valid` count.
   View look(int64_t tile, int64_t position, int64_t valid) const {
     const secateur_convolution& s = g_.shape;
     View v{};
@@ -177,7 +176,7 @@ class Taps final : public Source {
     v.blocks = reinterpret_cast<int64_t*>(scratch(kBlocks).at_least(2 * blocks));
     v.window = scratch(kWindow).at_least(blocks * kImageBlock + 4 * kWidth);
     // What is seen from positions that do not count must not be left to chance: subnormal numbers are slow.
-    fill(v.window + blocks * kImageBlock, 4 * kWidth);
+    clear(v.window + blocks * kImageBlock, 4 * kWidth);
     if (g_.linear) {
       for (int64_t k = 0; k < s.kernel_height; ++k) {
         const int64_t from = low + k * s.dilation_height * s.width;
@@ -193,26 +192,9 @@ class Taps final : public Source {
     const int64_t phases = g_.row_phases.count * g_.column_phases.count;
     const int64_t size = before + phases * g_.phase_size + g_.reach_width + 2 * kWidth;
     v.split = scratch(kPhases).at_least(size) + before;
-    fill(v.split - before, size);
+    clear(v.split - before, size);
     v.origin = v.split + position % g_.period;
     return v;
-  }
-
-  // Lays out one channel, and returns what a tap with no shift sees from the first position on. Masks are left out.
-  const float* channel(const View& view, int64_t channel, bool* spoiled) const {
-    vec<kWidth> wide{};
-    float rest = 0.0f;
-    copy_blocks(view, channel, &wide, &rest);
-    if (!g_.linear) split(view);
-    *spoiled |= any_spoiled<kWidth>(wide) || !(rest == 0.0f);
-    return view.origin;
-  }
-
- private:
-  static constexpr float kBeside = kLowest ? -__builtin_inff() : 0.0f;
-
-  static void fill(float* to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = kBeside;
   }
 
   static void add_blocks(View& v, int64_t from, int64_t to) {
@@ -231,7 +213,7 @@ class Taps final : public Source {
       const int64_t i = v.blocks[n], there = least(g_.pixels - i * kImageBlock, kImageBlock);
       float* to = v.window + (i - v.first_block) * kImageBlock;
       if (i < 0 || there <= 0) {
-        fill(to, kImageBlock);
+        clear(to, kImageBlock);
         continue;
       }
       const float* from = block(channel, i);
@@ -242,9 +224,11 @@ class Taps final : public Source {
         store<kWidth>(to + lane, x);
       }
       for (; lane < there; ++lane) *rest += (to[lane] = from[lane]) * 0.0f;
-      if (lane < kImageBlock) fill(to + lane, kImageBlock - lane);
+      if (lane < kImageBlock) clear(to + lane, kImageBlock - lane);
     }
   }
+
+  static void clear(float* to, int64_t count) { std::memset(to, 0, static_cast<size_t>(count) * 4); }
 
   // Lays the rows of the window out in phases. What is written beyond the end of a row, the next one overwrites.
   void split(const View& v) const {
@@ -261,7 +245,7 @@ class Taps final : public Source {
         float* to = phases + i * g_.period;
         if (y < seen || y >= unseen) continue;
         if (y < 0 || y >= s.height) {
-          for (int64_t b = 0; b < columns.count; ++b) fill(to + b * g_.phase_size + begin, end - begin);
+          for (int64_t b = 0; b < columns.count; ++b) clear(to + b * g_.phase_size + begin, end - begin);
           continue;
         }
         const float* from = v.window + (y * s.width - v.first_block * kImageBlock);
@@ -291,11 +275,12 @@ class Taps final : public Source {
     const int64_t columns = g_.shape.kernel_width;
     int32_t* masks = reinterpret_cast<int32_t*>(scratch(kMasks).at_least(columns * (tile + 1)));
     for (int64_t k = 0; k < columns; ++k) {
+      const float* from = reinterpret_cast<const float*>(g_.masks + k * g_.mask_length + column);
       ints<4> all = ~ints<4>{};
       for (int64_t i = 0; i < tile; i += 4) {
-        const ints<4> mask = (ints<4>)load_loose<4>(reinterpret_cast<const float*>(g_.masks + k * g_.mask_length + column + i));
-        all &= mask;
-        store<4>(reinterpret_cast<float*>(masks + k * tile + i), (vec<4>)mask);
+        const vec<4> mask = load_loose<4>(from + i);
+        all &= (ints<4>)mask;
+        store<4>(reinterpret_cast<float*>(masks + k * tile + i), mask);
       }
       masks[columns * tile + k] = all[0] & all[1] & all[2] & all[3];
     }
@@ -321,9 +306,7 @@ class Taps final : public Source {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
       const ints<L> there = *reinterpret_cast<const ints<L>*>(mask + i * L);
-      ints<L> seen = (ints<L>)load_loose<L>(from + i * L) & there;
-      if (kLowest) seen |= (ints<L>)splat<L>(kBeside) & ~there;
-      store<L>(to + i * L, (vec<L>)seen);
+      store<L>(to + i * L, (vec<L>)((ints<L>)load_loose<L>(from + i * L) & there));
     }
   }
 
