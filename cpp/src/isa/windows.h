@@ -228,7 +228,9 @@ class Taps final : public Source {
     }
   }
 
-  static void clear(float* to, int64_t count) { std::memset(to, 0, static_cast<size_t>(count) * 4); }
+  static void clear(float* to, int64_t count) {
+    if (count > 0) std::memset(to, 0, static_cast<size_t>(count) * 4);
+  }
 
   // Lays the rows of the window out in phases. What is written beyond the end of a row, the next one overwrites.
   void split(const View& v) const {

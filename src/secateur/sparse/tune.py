@@ -29,7 +29,7 @@ from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.library import engine, reason
 
-VERSION = 1
+VERSION = 2
 LEAST_GAIN = 1.05
 """A sparse layer must be this much faster than the dense one to be chosen: less is within what a clock can tell."""
 
