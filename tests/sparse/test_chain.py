@@ -178,6 +178,25 @@ def test_any_graph_of_layers_is_the_same_in_one_call(seed: int) -> None:
         assert equal(answers(model, *x), answers(made.model, *x))
 
 
+class Weighted(nn.Module):
+    """Adds in a way that no layer takes in, values of which the second is a layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.secateur_chain_0 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x))
+        return torch.add(y, self.secateur_chain_0(y), alpha=2)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_values_may_be_added_outside_a_chain() -> None:
+    compiled, x = made(Weighted(), numbers(2, 3, 9, 9)), numbers(2, 3, 9, 9)
+    assert len(chains(compiled)) == 1
+    assert equal(answers(compiled, x), answers(compiled.model, x))
+
+
 @pytest.mark.usefixtures("sparse_wins")
 def test_what_is_no_chain_stays_as_it_is() -> None:
     x = numbers(2, 3, 6, 6)
@@ -204,7 +223,7 @@ def test_plans_of_a_few_sizes_are_kept() -> None:
     for size in (*range(10, 10 + 2 * chain.SIZES), 10):
         x = numbers(1, 3, size, 20)
         expected.append(equal(answers(compiled, x), answers(compiled.model, x)))
-        assert 1 <= len(one._plans) <= chain.SIZES
+        assert 1 <= len(one._plans.by_size) <= chain.SIZES
     assert all(expected)
 
 

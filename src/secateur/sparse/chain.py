@@ -279,11 +279,15 @@ def chained(model: nn.Module) -> nn.Module:
     graph = fx.Graph()
     graph.output(graph.graph_copy(model.graph, {}))
     modules: dict[str, Any] = dict(model.named_modules())
-    for count, run in enumerate(list(_runs(graph, modules))):
-        modules[f"chain_{count}"] = _put_together(graph, run, modules, f"chain_{count}")
-    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    if not any(target.startswith("chain_") for target in targets):
+    runs = list(_runs(graph, modules))
+    if not runs:
         return model
+    for count, run in enumerate(runs):
+        name = f"secateur_chain_{count}"
+        while name in modules:
+            name += "_"
+        modules[name] = _put_together(graph, run, modules, name)
+    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
     attributes = {t: modules[t] if t in modules else operator.attrgetter(t)(model) for t in targets}
     return fx.GraphModule(attributes, graph).eval()
 
@@ -292,26 +296,27 @@ def _runs(graph: fx.Graph, modules: dict[str, Any]) -> Iterator[list[fx.Node]]:
     """Yield nodes that follow each other and may be put together: whatever they need comes before the first of them."""
     run: list[fx.Node] = []
     for node in graph.nodes:
-        added = next((arg for arg in node.args[1:] if arg in run), None)
-        # What is added inside a chain must be laid out as the output is; at its beginning it may be laid out anew.
-        other = isinstance(added, fx.Node) and _of(added, modules).blocked != _of(node, modules).blocked
-        if _runs_in_the_library(node, modules) and not other:
+        layer = _layer_of(node, modules)
+        if layer is not None and all(_fits(arg, run, layer, modules) for arg in node.args[1:]):
             run.append(node)
             continue
         if len(run) >= LEAST:
             yield run
-        run = [node] if _runs_in_the_library(node, modules) else []
+        run = [node] if layer is not None else []
+    if len(run) >= LEAST:
+        yield run
 
 
-def _runs_in_the_library(node: fx.Node, modules: dict[str, Any]) -> bool:
+def _layer_of(node: fx.Node, modules: dict[str, Any]) -> ImageLayer | None:
+    """Return the layer that a node calls, if the library runs it."""
     layer = modules.get(str(node.target)) if node.op == "call_module" and not node.kwargs else None
-    return isinstance(layer, ImageLayer) and layer.call() is not None
+    return layer if isinstance(layer, ImageLayer) and layer.call() is not None else None
 
 
-def _of(node: fx.Node, modules: dict[str, Any]) -> ImageLayer:
-    layer = modules[str(node.target)]
-    assert isinstance(layer, ImageLayer)
-    return layer
+def _fits(added: object, run: list[fx.Node], layer: ImageLayer, modules: dict[str, Any]) -> bool:
+    """Whether a residual is laid out as the output is, if it comes from the same chain; others may be laid out anew."""
+    before = _layer_of(added, modules) if isinstance(added, fx.Node) and added in run else None
+    return before is None or before.blocked == layer.blocked
 
 
 def _put_together(graph: fx.Graph, run: list[fx.Node], modules: dict[str, Any], name: str) -> Chain:
@@ -320,7 +325,9 @@ def _put_together(graph: fx.Graph, run: list[fx.Node], modules: dict[str, Any], 
     places = {node: i for i, node in enumerate([*inputs, *run])}
     steps = []
     for node, (x, *added) in needed.items():
-        steps.append(Step(_of(node, modules), places[x], places[added[0]] if added else None))
+        layer = _layer_of(node, modules)
+        assert layer is not None
+        steps.append(Step(layer, places[x], places[added[0]] if added else None))
     outputs = [node for node in run if any(user not in run for user in node.users)]
     with graph.inserting_after(run[-1]):
         whole = graph.call_module(name, tuple(inputs))
