@@ -22,7 +22,7 @@ from secateur.sparse.fuse import fuse, take_in_, traced
 from secateur.sparse.images import Blocked
 from secateur.sparse.known import activation_of
 from secateur.sparse.layers import MaxPool2d, SparseConv2d, SparseLayer, SparseLinear
-from secateur.sparse.tune import Dense, Option, Problem, Tuned, Tuner, build, options
+from secateur.sparse.tune import VERSION, Dense, Option, Problem, Tuned, Tuner, build, options
 from secateur.sparse.watch import watch
 from sparse_models import Bottleneck, answers, pruned
 
@@ -234,18 +234,19 @@ def test_real_tuner_measures_once_and_remembers(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"version": 1, "layers": {"x": 3}}', '{"version": 1, "layers": []}']
+    "content",
+    ["", "{", "[]", f'{{"version": {VERSION}, "layers": {{"x": 3}}}}', f'{{"version": {VERSION}, "layers": []}}'],
 )
 def test_damaged_cache_is_measured_over(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sparse.json"
     path.write_text(content)
     model = pruned(nn.Sequential(nn.Linear(64, 64)), 0.9)
-    if content == '{"version": 1, "layers": {"x": 3}}':
+    if "x" in content:
         compile(model, torch.randn(4, 64), cache=path, measure=False)
     else:
         with pytest.warns(SecateurWarning, match="cannot be read"):
             compile(model, torch.randn(4, 64), cache=path, measure=False)
-    assert json.loads(path.read_text())["version"] == 1
+    assert json.loads(path.read_text())["version"] == VERSION
 
 
 @pytest.mark.parametrize("positions", [1, 3, 40])
@@ -538,3 +539,17 @@ def test_export_writes_checks_and_says_what_came_out(tmp_path: Path) -> None:
     assert made.path.exists()
     assert made.max_difference < 1e-4
     assert any("layers packed" in note for note in made.notes)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(nn.Linear(24, 16), torch.randn(5, 24)), (nn.Conv2d(3, 8, 3, padding=1), torch.randn(2, 3, 9, 9))],
+)
+def test_a_model_that_is_a_single_layer(layer: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    model, path = pruned(layer), tmp_path / "layer.sparse.safetensors"
+    compiled = compile(model, x, cache=False, measure=False)
+    assert any(isinstance(module, SparseLayer) for module in compiled.modules())
+    torch.testing.assert_close(answers(compiled, x), answers(model, x), rtol=1e-4, atol=1e-5)
+    save(compiled, path)
+    assert torch.equal(answers(load(path, model, x), x), answers(compiled, x))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from secateur.sparse.image_layers import ImageLayer
-from secateur.sparse.known import IDLE, NORMS, PaddedConv2d, activation_of
+from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_of
 from secateur.sparse.layers import SparseLinear
 from secateur.sparse.plain import plain_layers_, replace_
 from secateur.sparse.watch import Calls, watch
@@ -108,6 +108,8 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
         args: Positional inputs of one forward pass.
         kwargs: Keyword inputs.
     """
+    if isinstance(model, LAYERS):
+        model = nn.Sequential(model)  # what has no parent cannot be replaced
     plain_layers_(model, args, kwargs)
     folded = fold_norms_(model, watch(model, args, kwargs))
     graph = traced(model) if not kwargs else None
