@@ -190,7 +190,8 @@ def whole(name: str, sparsity: float, threads: int, runs: int) -> Row:
     return row(name, sparsity, times, threads) | {
         "difference": compiled.report.difference,
         "bytes": sum(layer.bytes for layer in layers) / max(sum(layer.dense_bytes for layer in layers), 1),
-        "packed": sum(layer.choice != "dense" for layer in layers),
+        "packed": sum(layer.choice not in ("dense", "kernel") for layer in layers),
+        "kernels": sum(layer.choice == "kernel" for layer in layers),
         "layers": len(layers),
         "tuning_s": seconds,
     }
