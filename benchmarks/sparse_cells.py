@@ -85,7 +85,7 @@ def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
     seconds = time.perf_counter() - started
     packed = build(problem, tuned.option)
     calls = rivals(layer, (x,), threads=threads, whole=False) | {"secateur": lambda: packed(x)}
-    times = in_turn(calls, (x,), runs=runs, flush=case.flush)
+    times = in_turn(calls, (x,), runs=runs, flush=case.flush, threads=threads)
     dense = layer.weight.numel() * 4
     kept = nbytes(packed.packed) if isinstance(packed, SparseLayer) else dense
     return row(case.name, sparsity, times, threads) | {
@@ -185,7 +185,7 @@ def whole(name: str, sparsity: float, threads: int, runs: int) -> Row:
     compiled = compile(model, inputs, threads=threads, cache=False, measure=False)
     seconds = time.perf_counter() - started
     calls = rivals(model, inputs, threads=threads, whole=True) | {"secateur": lambda: compiled(*inputs)}
-    times = in_turn(calls, runs=runs)
+    times = in_turn(calls, runs=runs, threads=threads)
     layers = compiled.report.layers
     return row(name, sparsity, times, threads) | {
         "difference": compiled.report.difference,

@@ -71,7 +71,13 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
 
 
 def in_turn(
-    calls: Mapping[str, Call], inputs: tuple[Tensor, ...] = (), *, runs: int, flush: int = 0, warmup: int = 2
+    calls: Mapping[str, Call],
+    inputs: tuple[Tensor, ...] = (),
+    *,
+    runs: int,
+    flush: int = 0,
+    warmup: int = 2,
+    threads: int = 1,
 ) -> dict[str, float]:
     """Return the median milliseconds of each call; the order rotates from round to round.
 
@@ -81,6 +87,8 @@ def in_turn(
         runs: Rounds.
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
+        threads: Of every engine. Where there are several, each call waits until those of the one before sleep: idle ones
+            go on spinning for a while, and would take a processor from the next engine.
     """
     buffer = torch.zeros(max(flush // 4, 1))
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -90,6 +98,8 @@ def in_turn(
         with torch.inference_mode():
             for turn in range(-warmup, runs):
                 for name in (names[(turn + i) % len(names)] for i in range(len(names))):
+                    if threads > 1:
+                        time.sleep(0.05)
                     buffer.add_(1.0)
                     for x in inputs:
                         x.sum()
