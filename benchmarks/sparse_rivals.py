@@ -87,8 +87,8 @@ def in_turn(
         runs: Rounds.
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
-        threads: Of every engine. Where there are several, each call waits until those of the one before sleep: idle ones
-            go on spinning for a while, and would take a processor from the next engine.
+        threads: Of every engine. Where there are several, each call waits until those of the one before sleep: idle
+            ones go on spinning for a while, and would take a processor from the next engine.
     """
     buffer = torch.zeros(max(flush // 4, 1))
     times: dict[str, list[float]] = {name: [] for name in calls}
