@@ -87,10 +87,10 @@ def in_turn(
         runs: Rounds.
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
-        threads: Of every engine. Where there are several, each call waits until those of the one before sleep: idle
-            ones go on spinning for a while, and would take a processor from the next engine.
+        threads: Of every engine. Where there are several, torch is busy for a while before each call, until those of
+            the engine before sleep: idle ones go on spinning, and would take a processor from the next engine.
     """
-    buffer = torch.zeros(max(flush // 4, 1))
+    buffer, busy = torch.zeros(max(flush // 4, 1)), torch.zeros(2**20)
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     gc.disable()
@@ -98,8 +98,9 @@ def in_turn(
         with torch.inference_mode():
             for turn in range(-warmup, runs):
                 for name in (names[(turn + i) % len(names)] for i in range(len(names))):
-                    if threads > 1:
-                        time.sleep(0.05)
+                    until = time.perf_counter() + 0.03 * (threads > 1)
+                    while time.perf_counter() < until:
+                        busy.add_(1.0)
                     buffer.add_(1.0)
                     for x in inputs:
                         x.sum()
