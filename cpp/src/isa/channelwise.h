@@ -197,7 +197,7 @@ inline void see_all(const secateur_convolution& s, const Extent& extent, int64_t
   see_strided<Op, 0>(s, extent, at_a_time, rows, weights, start, out);
 }
 
-// Calls `each(image, channel, lanes, rows, at_a_time)` for kWidth channels at a time.
+// Calls `each(image, channel, lanes, look)` for kWidth channels at a time; `look` begins with their first pixel.
 template <class Each>
 inline int32_t for_channels(const secateur_convolution& s, const Extent& extent, const float* x, float beside,
                             int32_t threads, Each each) {

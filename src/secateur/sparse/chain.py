@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
 from secateur.sparse.image_layers import ImageLayer
-from secateur.sparse.images import Blocked
+from secateur.sparse.images import Blocked, laid_out
 from secateur.sparse.library import StepStruct, check, library
 from secateur.sparse.ops import are_images, shape_for
 
@@ -230,10 +230,8 @@ class Chain(nn.Module):
 
 
 def _as_added(x: Tensor | Blocked, blocked: bool | None) -> Tensor:
-    """Return the tensor that holds images, laid out as it will be added."""
-    if blocked is not None and blocked != isinstance(x, Blocked):
-        x = x.images() if isinstance(x, Blocked) else Blocked.of(x)
-    return (x.data if isinstance(x, Blocked) else x).resolve_neg().contiguous()
+    """Return the tensor that holds images, laid out as it will be added; as it is where it will not."""
+    return laid_out(x, isinstance(x, Blocked) if blocked is None else blocked).resolve_neg().contiguous()
 
 
 def _wrapped(out: Tensor, value: _Value) -> Any:

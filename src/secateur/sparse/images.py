@@ -114,6 +114,13 @@ class Convolution:
         return cls((kh, kw), (sh, sw), (top, left, bottom, right), (dh, dw))
 
 
+def laid_out(images: Tensor | Blocked, blocked: bool) -> Tensor:
+    """Return the tensor that holds images, in blocks or as torch has them; laid out anew where they are not."""
+    if isinstance(images, Blocked):
+        return images.data if blocked else images.images()
+    return Blocked.of(images).data if blocked else images
+
+
 def size_of(images: Tensor) -> tuple[int, int]:
     """Return height and width of images in torch's layout.
 

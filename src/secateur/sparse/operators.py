@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
 from secateur.sparse.formats import FORMATS, Bitmask
-from secateur.sparse.images import Blocked, Convolution, shape_of, size_of
+from secateur.sparse.images import Blocked, Convolution, laid_out, shape_of, size_of
 from secateur.sparse.ops import conv2d, depthwise2d, linear, max_pool2d, spread
 
 
@@ -231,9 +231,7 @@ def _flat(x: Tensor | Blocked, convolution: Convolution, blocked: bool) -> tuple
 
 def _added(residual: Tensor | Blocked | None, blocked: bool) -> Tensor | None:
     """Return the tensor that holds a residual, in the output's layout."""
-    if isinstance(residual, Blocked):
-        return residual.data if blocked else residual.images()
-    return Blocked.of(residual).data if blocked and residual is not None else residual
+    return None if residual is None else laid_out(residual, blocked)
 
 
 def _images(out: Tensor, numbers: Sequence[int]) -> Any:

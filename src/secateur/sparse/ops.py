@@ -14,7 +14,7 @@ from secateur.errors import SparseError, check_choice
 from secateur.sparse import fallback
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import Bitmask, Panelled, Weight
-from secateur.sparse.images import IMAGE_BLOCK, Blocked, Convolution, shape_of, size_of
+from secateur.sparse.images import IMAGE_BLOCK, Blocked, Convolution, laid_out, shape_of, size_of
 from secateur.sparse.library import (
     ACTIVATIONS,
     ConvolutionStruct,
@@ -293,10 +293,9 @@ def _laid_out_like(residual: Tensor | Blocked | None, out: Tensor, blocked: bool
         return None
     if isinstance(residual, Blocked):
         residual.check()
-        added = residual.data if blocked else residual.images()
     else:
         size_of(residual)
-        added = Blocked.of(residual).data if blocked else residual
+    added = laid_out(residual, blocked)
     if added.shape != out.shape:
         raise SparseError(f"the residual has shape {tuple(added.shape)}, and the output {tuple(out.shape)}")
     return added.contiguous()
