@@ -23,25 +23,19 @@ struct Largest {
   }
 };
 
-// Where a pixel of a channel is in an image of `channels`, in either layout.
-struct Image {
-  SECATEUR_INLINE int64_t place(int64_t channel, int64_t pixel) const {
-    return block == 0 ? channel * pixels + pixel : (pixel / block * channels + channel) * block + pixel % block;
-  }
-  int64_t step() const { return block == 0 ? pixels : block; }  // from one channel to the next
-
-  int64_t channels, pixels, block;
-};
+// Rows of the output that are computed before they are put where they belong.
+inline int64_t rows_at_once(const Extent& extent) { return divide_up(kAtOnce, extent.width); }
 
 // Rows of kWidth channels of an image, side by side, between the padding; as many rows as are seen at a time.
 class Rows {
  public:
-  Rows(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, float beside)
+  Rows(const secateur_convolution& s, const Extent& extent, float beside)
       : shape_(s),
         image_{s.channels, s.height * s.width, s.x_block},
         pitch_(most(s.pad_left + s.width, (most(extent.width, kAside) - 1) * s.stride_width + extent.reach_width + 1)),
         // Those that are seen, and what is laid out with the last of their pixels.
-        count_((at_a_time - 1) * s.stride_height + extent.reach_height + 2 + divide_up(kWidth, most(s.width, 1))),
+        count_((rows_at_once(extent) - 1) * s.stride_height + extent.reach_height + 2 +
+               divide_up(kWidth, most(s.width, 1))),
         rows_(scratch(kWindow).at_least((count_ + 1) * pitch_ * kWidth)) {
     for (int64_t i = 0; i < (count_ + 1) * pitch_ * kWidth; ++i) rows_[i] = beside;
   }
@@ -173,8 +167,9 @@ struct Out {
 
 // All pixels of one output of each of some channels.
 template <class Op, int kStride>
-inline void see_strided(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, Rows& rows,
-                    const float* weights, vec<kWidth> start, const Out& out) {
+inline void see_strided(const secateur_convolution& s, const Extent& extent, Rows& rows, const float* weights,
+                        vec<kWidth> start, const Out& out) {
+  const int64_t at_a_time = rows_at_once(extent);
   float* sums = scratch(kTile).at_least(((at_a_time + 1) * extent.width + kWidth + kAside) * kWidth);
   int64_t put = 0;  // pixels that are where they belong; whole vectors of them, up to the end
   for (int64_t row = 0; row < extent.height;) {
@@ -190,22 +185,22 @@ inline void see_strided(const secateur_convolution& s, const Extent& extent, int
 }
 
 template <class Op>
-inline void see_all(const secateur_convolution& s, const Extent& extent, int64_t at_a_time, Rows& rows,
-                    const float* weights, vec<kWidth> start, const Out& out) {
-  if (s.stride_width == 1) return see_strided<Op, 1>(s, extent, at_a_time, rows, weights, start, out);
-  if (s.stride_width == 2) return see_strided<Op, 2>(s, extent, at_a_time, rows, weights, start, out);
-  see_strided<Op, 0>(s, extent, at_a_time, rows, weights, start, out);
+inline void see_all(const secateur_convolution& s, const Extent& extent, Rows& rows, const float* weights,
+                    vec<kWidth> start, const Out& out) {
+  if (s.stride_width == 1) return see_strided<Op, 1>(s, extent, rows, weights, start, out);
+  if (s.stride_width == 2) return see_strided<Op, 2>(s, extent, rows, weights, start, out);
+  see_strided<Op, 0>(s, extent, rows, weights, start, out);
 }
 
 // Calls `each(image, channel, lanes, look)` for kWidth channels at a time; `look` begins with their first pixel.
 template <class Each>
 inline int32_t for_channels(const secateur_convolution& s, const Extent& extent, const float* x, float beside,
                             int32_t threads, Each each) {
-  const int64_t parts = divide_up(s.channels, kWidth), at_a_time = divide_up(kAtOnce, extent.width);
+  const int64_t parts = divide_up(s.channels, kWidth);
   const int64_t in = floats_of(s.channels, s.height, s.width, s.x_block);
   return in_parallel(s.batch * parts, threads, [&](int64_t i) {
     const int64_t image = i / parts, channel = i % parts * kWidth, lanes = least(kWidth, s.channels - channel);
-    Rows rows(s, extent, at_a_time, beside);
+    Rows rows(s, extent, beside);
     each(image, channel, lanes, [&]() -> Rows& {
       rows.look(x + image * in, channel, lanes);
       return rows;
@@ -217,7 +212,7 @@ inline int32_t for_channels(const secateur_convolution& s, const Extent& extent,
 inline int32_t depthwise2d(const float* kernels, int64_t multiplier, const secateur_convolution& s, const float* x,
                            float* y, const secateur_epilogue& after, const secateur_plan& plan) {
   const Extent extent(s);
-  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width, at_a_time = divide_up(kAtOnce, extent.width);
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
   const Image image{s.channels * multiplier, extent.height * extent.width, s.y_block};
   const int64_t out = floats_of(image.channels, extent.height, extent.width, s.y_block);
   const int32_t status =
@@ -232,7 +227,7 @@ inline int32_t depthwise2d(const float* kernels, int64_t multiplier, const secat
             for (int64_t tap = 0; tap < taps; ++tap)
               weights[tap * kWidth + lane] = lane < lanes ? kernels[row * taps + tap] : 0.0f;
           }
-          see_all<Sums>(s, extent, at_a_time, look(), weights, start,
+          see_all<Sums>(s, extent, look(), weights, start,
                         {image, y + b * out, own, channel * multiplier + m, multiplier, lanes});
         }
       });
@@ -243,14 +238,14 @@ inline int32_t depthwise2d(const float* kernels, int64_t multiplier, const secat
 inline int32_t max_pool2d(const secateur_convolution& s, const float* x, float* y, const secateur_plan& plan) {
   const Extent extent(s);
   const float lowest = -__builtin_inff();
-  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width, at_a_time = divide_up(kAtOnce, extent.width);
+  const int64_t taps = int64_t{s.kernel_height} * s.kernel_width;
   const Image image{s.channels, extent.height * extent.width, s.y_block};
   const int64_t out = floats_of(s.channels, extent.height, extent.width, s.y_block);
   const secateur_epilogue nothing{};
   const int32_t status =
       for_channels(s, extent, x, lowest, plan.threads, [&](int64_t b, int64_t channel, int64_t lanes, auto look) {
         const float* weights = scratch(kVector).at_least(taps * kWidth);  // of no matter
-        see_all<Largest>(s, extent, at_a_time, look(), weights, splat<kWidth>(lowest),
+        see_all<Largest>(s, extent, look(), weights, splat<kWidth>(lowest),
                          {image, y + b * out, nothing, channel, 1, lanes});
       });
   for (int64_t b = 0; b < s.batch; ++b) clear_beyond(y + b * out, s.channels, image.pixels, s.y_block);

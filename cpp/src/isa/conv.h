@@ -35,32 +35,42 @@ class BlocksIn final : public Source {
   int64_t channels_;
 };
 
+// Where a pixel of a channel is in an image of `channels`, in either layout.
+struct Image {
+  SECATEUR_INLINE int64_t place(int64_t channel, int64_t pixel) const {
+    return block == 0 ? channel * pixels + pixel : (pixel / block * channels + channel) * block + pixel % block;
+  }
+  int64_t step() const { return block == 0 ? pixels : block; }  // from one channel to the next
+
+  int64_t channels, pixels, block;
+};
+
 // Where an output image is, in either layout, while positions count a period per row.
 class ImageOut final : public Sink {
  public:
   ImageOut(float* y, int64_t rows, int64_t height, int64_t width, int64_t period, int32_t block,
            const secateur_epilogue& after)
-      : y_(y), rows_(rows), height_(height), width_(width), period_(period), block_(block), after_(after) {}
+      : y_(y), image_{rows, height * width, block}, width_(width), period_(period), after_(after) {}
 
   int64_t direct(int64_t position, int64_t valid, int64_t tile, int64_t* stride) const override {
     // A block has room for the lanes beyond the last pixel; `clear_beyond` follows.
-    if (period_ != width_ || (valid < tile && block_ == 0)) return -1;
-    *stride = block_ == 0 ? height_ * width_ : block_;
-    return place(0, position);
+    if (period_ != width_ || (valid < tile && image_.block == 0)) return -1;
+    *stride = image_.step();
+    return image_.place(0, position);
   }
 
   void put(const float* sums, int64_t tile, int64_t position, int64_t valid, int64_t row,
            int64_t rows) const override {
     const int64_t end = position + least(valid, tile);
-    const int64_t line = period_ == width_ ? height_ * width_ : width_;  // pixels that follow each other
-    const int64_t step = period_ == width_ ? line : period_;             // and positions from one such run to the next
+    const int64_t line = period_ == width_ ? image_.pixels : width_;  // pixels that follow each other
+    const int64_t step = period_ == width_ ? line : period_;           // and positions from one such run to the next
     for (int64_t y = position / step; y * step < end; ++y) {
       const int64_t begin = most(position, y * step), last = least(end, y * step + line);
       for (int64_t at = begin; at < last;) {  // runs of the output
         const int64_t pixel = y * line + (at - y * step);
-        const int64_t count = block_ == 0 ? last - at : least(last - at, block_ - pixel % block_);
+        const int64_t count = image_.block == 0 ? last - at : least(last - at, image_.block - pixel % image_.block);
         for (int64_t r = 0; r < rows; ++r)
-          put_row(sums + r * tile + (at - position), count, place(row + r, pixel), y_, after_);
+          put_row(sums + r * tile + (at - position), count, image_.place(row + r, pixel), y_, after_);
         at += count;
       }
     }
@@ -68,17 +78,13 @@ class ImageOut final : public Sink {
 
   void spoil(int64_t row, int64_t position) const override {
     if (position % period_ >= width_) return;
-    y_[place(row, position / period_ * width_ + position % period_)] = __builtin_nanf("");
+    y_[image_.place(row, position / period_ * width_ + position % period_)] = __builtin_nanf("");
   }
 
  private:
-  SECATEUR_INLINE int64_t place(int64_t row, int64_t pixel) const {
-    if (block_ == 0) return row * height_ * width_ + pixel;
-    return (pixel / block_ * rows_ + row) * block_ + pixel % block_;
-  }
-
   float* y_;
-  int64_t rows_, height_, width_, period_, block_;
+  Image image_;
+  int64_t width_, period_;
   secateur_epilogue after_;
 };
 
