@@ -21,7 +21,7 @@ from secateur.sparse.layers import SparseLayer
 from secateur.sparse.tune import Problem, Tuner, build
 from secateur.types import Pattern
 from sparse_page import SPARSITIES
-from sparse_rivals import in_turn, rivals
+from sparse_rivals import BESIDE, Turns, in_turn, rivals, under, under_threads
 
 L2, DRAM = 16 * 2**20, 512 * 2**20
 """Bytes written between two calls: the weights then come from the last cache, or from memory."""
@@ -83,25 +83,31 @@ def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
     started = time.perf_counter()
     tuned = Tuner(threads, None).tune(problem)
     seconds = time.perf_counter() - started
-    packed = build(problem, tuned.option)
+    packed = build(problem, tuned.option, threads)
     calls = rivals(layer, (x,), threads=threads, whole=False) | {"secateur": lambda: packed(x)}
-    times = in_turn(calls, (x,), runs=runs, flush=case.flush, threads=threads)
+    if threads > 1:
+        with under_threads(1):
+            one = build(problem, Tuner(1, None).tune(problem).option)
+            calls |= under(1, rivals(layer, (x,), threads=1, whole=False) | {"secateur": lambda: one(x)})
+    turns = in_turn(calls, (x,), runs=runs, flush=case.flush, threads=threads)
     dense = layer.weight.numel() * 4
     kept = nbytes(packed.packed) if isinstance(packed, SparseLayer) else dense
-    return row(case.name, sparsity, times, threads) | {
+    return row(case.name, sparsity, turns, threads) | {
         "option": str(tuned.option),
         "bytes": kept / dense,
         "tuning_s": seconds,
         "tokens": case.tokens,
-        "gb_per_s": kept / times["secateur"] / 1e6,
-        "gmac_per_s": float(layer.weight.count_nonzero()) * case.tokens / times["secateur"] / 1e6,
+        "gb_per_s": kept / turns.ms["secateur"] / 1e6,
+        "gmac_per_s": float(layer.weight.count_nonzero()) * case.tokens / turns.ms["secateur"] / 1e6,
     }
 
 
-def row(name: str, sparsity: float, times: dict[str, float], threads: int) -> Row:
-    """Put times beside the fastest dense one."""
+def row(name: str, sparsity: float, turns: Turns, threads: int) -> Row:
+    """Put times beside the fastest dense one, and where there are two threads also beside those with one."""
+    times = {engine: t for engine, t in turns.ms.items() if not engine.endswith(BESIDE[1])}
     dense = {engine: t for engine, t in times.items() if engine != "secateur"}
     best = min(dense, key=lambda engine: dense[engine])
+    alone = {engine.removesuffix(BESIDE[1]): t for engine, t in turns.ms.items() if engine not in times}
     return {
         "workload": name,
         "sparsity": sparsity,
@@ -110,7 +116,7 @@ def row(name: str, sparsity: float, times: dict[str, float], threads: int) -> Ro
         "ms": times,
         "fastest_dense": best,
         "speedup": dense[best] / times["secateur"],
-    }
+    } | ({"ms, one thread": alone, "disturbed": turns.disturbed} if alone else {})
 
 
 def _declare_operators() -> None:
@@ -185,9 +191,13 @@ def whole(name: str, sparsity: float, threads: int, runs: int) -> Row:
     compiled = compile(model, inputs, threads=threads, cache=False, measure=False)
     seconds = time.perf_counter() - started
     calls = rivals(model, inputs, threads=threads, whole=True) | {"secateur": lambda: compiled(*inputs)}
-    times = in_turn(calls, runs=runs, threads=threads)
+    if threads > 1:
+        with under_threads(1):
+            one = compile(model, inputs, threads=1, cache=False, measure=False)
+            calls |= under(1, rivals(model, inputs, threads=1, whole=True) | {"secateur": lambda: one(*inputs)})
+    turns = in_turn(calls, runs=runs, threads=threads)
     layers = compiled.report.layers
-    return row(name, sparsity, times, threads) | {
+    return row(name, sparsity, turns, threads) | {
         "difference": compiled.report.difference,
         "bytes": sum(layer.bytes for layer in layers) / max(sum(layer.dense_bytes for layer in layers), 1),
         "packed": sum(layer.choice not in ("dense", "kernel") for layer in layers),
@@ -200,14 +210,14 @@ def whole(name: str, sparsity: float, threads: int, runs: int) -> Row:
 def gemm_peak() -> Row:
     """Multiply-adds per second of the fastest dense product: what a kernel could reach at best."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    ms = in_turn({"gemm": lambda: F.linear(a, b)}, runs=15)["gemm"]
+    ms = in_turn({"gemm": lambda: F.linear(a, b)}, runs=15).ms["gemm"]
     return {"workload": "dense 2048^3 product", "gmac_per_s": 2048**3 / ms / 1e6}
 
 
 def bandwidth() -> Row:
     """Bytes per second that one thread reads from memory: what a product with one vector could reach at best."""
     memory = torch.ones(DRAM // 4)
-    ms = in_turn({"sum": memory.sum}, runs=9)["sum"]
+    ms = in_turn({"sum": memory.sum}, runs=9).ms["sum"]
     return {"workload": "reading 512 MiB", "gb_per_s": DRAM / ms / 1e6}
 
 
@@ -238,7 +248,7 @@ def narrower(case: LinearCase, sparsity: float, runs: int) -> Row:
         use_isa(name)
         packed = build(problem, Tuner(1, None).tune(problem).option)
         calls[name] = partial(_under, name, packed, x)
-    times = in_turn(calls, (x,), runs=runs, flush=case.flush)
+    times = in_turn(calls, (x,), runs=runs, flush=case.flush).ms
     use_isa(before)
     return {"workload": case.name, "sparsity": sparsity, "ms": times, "ratio": times["x86-64-v4"] / times["x86-64-v3"]}
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,9 @@ from secateur.errors import SecateurError
 from secateur.pipeline.engines import in_onnxruntime, in_openvino
 
 Call = Callable[[], object]
+
+BESIDE = {1: ", one thread", 2: ""}
+"""What is added to an engine's name, by its threads, where it runs beside itself with two."""
 
 
 def rivals(model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int, whole: bool) -> dict[str, Call]:
@@ -70,6 +77,54 @@ def _onnx(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     return buffer.getvalue()
 
 
+class Turns(NamedTuple):
+    """What a stopwatch found.
+
+    Attributes:
+        ms: Median of every call.
+        disturbed: Rounds that do not count.
+    """
+
+    ms: dict[str, float]
+    disturbed: int
+
+
+@contextmanager
+def under_threads(count: int) -> Iterator[None]:
+    """Give torch another number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def under(threads: int, calls: Mapping[str, Call]) -> dict[str, Call]:
+    """Return calls that run with another number of torch's threads, named after it."""
+
+    def one(call: Call) -> object:
+        with under_threads(threads):
+            return call()
+
+    return {f"{name}{BESIDE[threads]}": partial(one, call) for name, call in calls.items()}
+
+
+def cores(threads: int) -> float:
+    """Return how many times as fast torch multiplies two dense matrices with several threads as with one.
+
+    Virtual processors may share one core for a while; then no program is much faster on two of them.
+    """
+    a = torch.ones(512, 512)
+    best = dict.fromkeys((1, threads), math.inf)
+    for count in (1, threads) * 4:
+        with under_threads(count):
+            start = time.perf_counter()
+            a @ a
+            best[count] = min(best[count], time.perf_counter() - start)
+    return best[1] / best[threads]
+
+
 def in_turn(
     calls: Mapping[str, Call],
     inputs: tuple[Tensor, ...] = (),
@@ -78,7 +133,7 @@ def in_turn(
     flush: int = 0,
     warmup: int = 2,
     threads: int = 1,
-) -> dict[str, float]:
+) -> Turns:
     """Return the median milliseconds of each call; the order rotates from round to round.
 
     Args:
@@ -88,15 +143,22 @@ def in_turn(
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
         threads: Of every engine. Where there are several, torch is busy for a while before each call, until those of
-            the engine before sleep: idle ones go on spinning, and would take a processor from the next engine.
+            the engine before sleep: idle ones go on spinning, and would take a processor from the next engine. Rounds
+            that begin or end while torch's own dense product gains less than four fifths of the other threads do not
+            count, unless ten times as many pass.
     """
     buffer, busy = torch.zeros(max(flush // 4, 1)), torch.zeros(2**20)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    rounds: list[dict[str, float]] = []
+    disturbed: list[dict[str, float]] = []
     names = list(calls)
+    wanted = 1 + 0.8 * (threads - 1)
     gc.disable()
     try:
         with torch.inference_mode():
-            for turn in range(-warmup, runs):
+            while len(rounds) < warmup + runs and len(disturbed) < 10 * runs:
+                turn = len(rounds) + len(disturbed)
+                alone = threads == 1 or cores(threads) >= wanted
+                times = {}
                 for name in (names[(turn + i) % len(names)] for i in range(len(names))):
                     until = time.perf_counter() + 0.03 * (threads > 1)
                     while time.perf_counter() < until:
@@ -106,8 +168,10 @@ def in_turn(
                         x.sum()
                     start = time.perf_counter_ns()
                     calls[name]()
-                    if turn >= 0:
-                        times[name].append((time.perf_counter_ns() - start) / 1e6)
+                    times[name] = (time.perf_counter_ns() - start) / 1e6
+                alone = alone and (threads == 1 or cores(threads) >= wanted)
+                (rounds if alone or turn < warmup else disturbed).append(times)
     finally:
         gc.enable()
-    return {name: statistics.median(values) for name, values in times.items()}
+    kept = rounds[warmup:] if len(rounds) == warmup + runs else rounds[warmup:] + disturbed
+    return Turns({name: statistics.median(times[name] for times in kept) for name in names}, len(disturbed))

@@ -24,19 +24,49 @@ inline void breathe() {
 #endif
 }
 
-// What the threads of one call share.
-struct Work {
-  int64_t count;
-  void (*task)(void*, int64_t);
-  void* context;
-  std::atomic<int64_t> next;
+// Tasks that one thread begins with, and others go on with once they are through with theirs. Threads come back to the
+// same part of every call's tasks, so that what a layer left in the caches of one core the next layer finds there.
+struct alignas(64) Range {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+  std::atomic<bool> taken{false};
 };
 
+// What the threads of one call share.
+struct Work {
+  Work(int64_t count, int32_t threads, void (*function)(void*, int64_t), void* data)
+      : ranges(threads < kMostRanges ? threads : kMostRanges), task(function), context(data) {
+    for (int32_t i = 0; i < ranges; ++i) {
+      range[i].next.store(count * i / ranges, std::memory_order_relaxed);
+      range[i].end = count * (i + 1) / ranges;
+    }
+  }
+
+  static constexpr int32_t kMostRanges = 64;  // more threads share them
+  int32_t ranges;
+  void (*task)(void*, int64_t);
+  void* context;
+  Range range[kMostRanges];
+};
+
+std::atomic<int32_t> threads_seen{0};
+
 void take(void* data) {
+  static thread_local const int32_t me = threads_seen.fetch_add(1, std::memory_order_relaxed) & 0xffff;
   Work& work = *static_cast<Work*>(data);
-  for (int64_t i = work.next.fetch_add(1, std::memory_order_relaxed); i < work.count;
-       i = work.next.fetch_add(1, std::memory_order_relaxed))
-    work.task(work.context, i);
+  int32_t begin = me % work.ranges;
+  for (int32_t i = 0; i < work.ranges; ++i) {
+    const int32_t other = (me + i) % work.ranges;
+    if (work.range[other].taken.exchange(true, std::memory_order_relaxed)) continue;
+    begin = other;
+    break;
+  }
+  for (int32_t i = 0; i < work.ranges; ++i) {
+    Range& range = work.range[(begin + i) % work.ranges];
+    for (int64_t n = range.next.fetch_add(1, std::memory_order_relaxed); n < range.end;
+         n = range.next.fetch_add(1, std::memory_order_relaxed))
+      work.task(work.context, n);
+  }
 }
 
 class Pool {
@@ -126,9 +156,12 @@ Pool* made() {
 }  // namespace
 
 void parallel_for(int64_t count, int32_t threads, void (*task)(void*, int64_t), void* context) {
-  Work work{count, task, context, {0}};
   if (threads > count) threads = static_cast<int32_t>(count);
-  if (threads < 2) return take(&work);
+  if (threads < 2) {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
+  Work work(count, threads, task, context);
   const Parallel parallel = borrowed.load(std::memory_order_acquire);
   if (parallel == nullptr) return pool->run(work, threads);
   parallel(take, &work, static_cast<unsigned>(threads), 0);

@@ -28,7 +28,7 @@ from dense_products import (
 )
 from secateur.errors import SparseError
 from secateur.sparse import Bitmask, Csr, Panelled, SparseLinear, linear, nbytes, reason
-from secateur.sparse.formats import FORMATS
+from secateur.sparse.formats import FORMATS, LEAST_ROWS, PART_ROWS, parts_for
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 
@@ -220,3 +220,18 @@ def test_replaced_arrays_are_checked() -> None:
     layer.order = torch.full_like(layer.get_buffer("order"), 7)
     with pytest.raises(SparseError, match="damaged"):
         layer(numbers(2, 300))
+
+
+@given(
+    rows=st.integers(0, 20000),
+    positions=st.sampled_from([1, 8, 16, 49, 64, 196, 784, 12544]),
+    threads=st.integers(1, 9),
+)
+def test_a_weight_has_parts_for_caches_and_threads(rows: int, positions: int, threads: int) -> None:
+    parts = parts_for(rows, positions, threads)
+    sums = -(-rows // parts) * min(max(positions, 16), 64)
+    assert sums <= PART_ROWS * 64
+    assert parts <= parts_for(rows, positions) + threads - 1
+    few = positions <= 4 * 64 * threads and rows >= LEAST_ROWS * threads
+    assert not few or parts % threads == 0
+    assert few or parts == parts_for(rows, positions)

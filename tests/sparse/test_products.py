@@ -103,6 +103,20 @@ def test_linear_is_the_dense_layer(
         assert outs[0].stride() == (1, count)
 
 
+@pytest.mark.parametrize("count", [64, 70, 200])
+def test_more_rows_and_columns_than_are_laid_out_at_once(each_isa: str, count: int) -> None:
+    weight = sparse(1100, 4200, 0.02, seed=count)
+    packed = Panelled.pack(weight, panel=128, parts=3)
+    x = numbers(count, 4200, seed=1)
+    x[count // 2, 3000] = 0.0
+    expected, sizes = x.double() @ weight.double().t(), x.double().abs() @ weight.double().abs().t()
+    x[count // 2, 3000] = math.inf  # long before the last columns
+    expected[count // 2] += math.inf * weight[:, 3000].double()
+    outs = [linear(x, packed, threads=threads) for threads in (1, 2, 3, 5)]
+    assert_close(outs[0], expected, sizes)
+    assert all(torch.equal(out.view(torch.int32), outs[0].view(torch.int32)) for out in outs)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     sizes=st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 12), st.integers(0, 70)),
@@ -139,7 +153,7 @@ def test_conv2d_is_the_dense_layer(
     how = Convolution() if pointwise else Convolution(kernel, stride, padding, dilation)
     height, width = how.output(sizes[2], sizes[3])
     weight = sparse(rows, sizes[1] * math.prod(how.kernel), density, seed)
-    packed = Panelled.pack(weight, block=block, panel=panel * block[1])
+    packed = Panelled.pack(weight, block=block, panel=panel * block[1], parts=1 + seed % 3)
     x = numbers(*sizes, seed=seed)
     if poisoned and x.numel():
         x.view(-1)[seed % x.numel()] = (math.nan, math.inf, -math.inf)[seed % 3]

@@ -47,7 +47,7 @@ SECATEUR_INLINE void multiply(const float* x, const Index* index, const float* v
   constexpr int64_t tile = int64_t{L} * V;
   constexpr int bits = 8 * sizeof(Index);
   auto one = [&](int g, int64_t e, uint64_t column) __attribute__((always_inline)) {
-    const float* xp = x + column * (C * tile);
+    const float* xp = in_register(x + column * (C * tile));
     const float* w = value + (g * count + e) * (R * C);
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
@@ -136,12 +136,13 @@ SECATEUR_INLINE void take_run(const Cell& cell, const int32_t*& order, const Ind
 }
 
 template <int L, int V, int R, int C, int G, class Index>
-void run_cell(const Cell& cell) {
-  const int32_t* order = cell.order;
+void run_cell(const Cell& given) {
+  const Cell cell = given;  // what is written into the output might be a part of one that others see
+  const int32_t *order = cell.order, *runs = cell.weight->runs;
   const Index* index = static_cast<const Index*>(cell.indices);
   const float* value = cell.values;
   for (int64_t run = cell.run; run < cell.last_run; ++run) {
-    const int32_t* pair = cell.weight->runs + 2 * run;
+    const int32_t* pair = runs + 2 * run;
     take_run<L, V, R, C, G, Index>(cell, order, index, value, pair[0], pair[1]);
   }
 }

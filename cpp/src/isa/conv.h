@@ -122,7 +122,7 @@ inline int32_t convolve(const secateur_panelled& w, const Geometry& geometry, co
   const Taps unfolded(geometry, x);
   const Source& source = !direct ? static_cast<const Source&>(unfolded)
                          : s.x_block == 0 ? static_cast<const Source&>(plain) : blocks;
-  const int32_t status = run_tiles(w, source, sink, y, geometry.positions(), after, tile, threads);
+  const int32_t status = run_product({w, source, sink, y, after, Tiles(w, geometry.positions(), tile)}, threads);
   clear_beyond(y, w.rows, pixels, s.y_block);
   return status;
 }

@@ -101,7 +101,6 @@ inline int32_t gemv(const secateur_panelled& w, const float* x, float* y, const 
   const bool spoiled = any_spoiled(x, w.columns);
   const Vectors source(x, w.columns, 1);
   const VectorsOut sink(y, w.rows, 1, after);
-  const Product product{w, source, sink, y, 0, 1, after, 1, nullptr};
   return in_parallel(layout.parts, plan.threads, [&](int64_t part) {
     const int64_t row = layout.part_begin(part) * w.block_rows;
     const int64_t size = layout.part_size(part) * w.block_rows;
@@ -111,7 +110,7 @@ inline int32_t gemv(const secateur_panelled& w, const float* x, float* y, const 
     const int64_t count = least(size, w.rows - row);
     for (int64_t r = 0; r < count; ++r) sums[r] = with_bias(sums[r], after, row + r);
     put_row(sums, count, row, y, after);
-    if (spoiled) spoil(product, part, 0, 1);
+    if (spoiled) spoil(w, source, sink, part, 0, 1);
   });
 }
 

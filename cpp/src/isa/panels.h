@@ -134,6 +134,20 @@ SECATEUR_INLINE vec<L> turn_to_columns(const float* from, int64_t step, float* t
   return (a + b + c + d) * 0.0f;
 }
 
+// A whole vector of rows as long as one, `step` apart, become as many, `stride` apart. Returns zero times what was read.
+SECATEUR_INLINE vec<kWidth> turn_square(const float* from, int64_t step, float* to, int64_t stride) {
+  vec<kWidth> rows[kWidth], spoiled{};
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    rows[i] = load_loose<kWidth>(from + i * step);
+    spoiled += rows[i] * 0.0f;
+  }
+  turn<kWidth>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) store_loose<kWidth>(to + i * stride, rows[i]);
+  return spoiled;
+}
+
 // L rows of four floats, `step` apart, become four rows of L, `stride` apart.
 template <int L>
 SECATEUR_INLINE void turn_to_rows(const float* from, int64_t step, float* to, int64_t stride) {
@@ -195,6 +209,13 @@ class Vectors final : public Source {
     vec<4> narrow{};
     float rest = 0.0f;
     int64_t i = 0;
+    for (; kWidth > 4 && i + kWidth <= read; i += kWidth) {
+      int64_t k = 0;
+      for (; k + kWidth <= count; k += kWidth)
+        wide += turn_square(x + i * step_ + k, step_, panel + k * tile + i, tile);
+      for (; k < count; ++k)
+        for (int64_t j = i; j < i + kWidth; ++j) rest += (panel[k * tile + j] = x[j * step_ + k]) * 0.0f;
+    }
     for (; i + 4 <= read; i += 4) {
       int64_t k = 0;
       for (; k + kWidth <= count; k += kWidth)

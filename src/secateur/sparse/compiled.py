@@ -147,7 +147,7 @@ def compile(  # as torch.compile
         take_in_(fused, names, args, kwargs)
         for name in names:
             problem, tuned = layers[name]
-            replace_(fused.model, name, build(problem, tuned.option))
+            replace_(fused.model, name, build(problem, tuned.option, threads))
         pools = _replace_pools_(fused.model, inputs, tuner) if names else []
         tuner.save()
         keep_blocked_(fused.model)

@@ -22,21 +22,29 @@ BITMASK_SLACK = 16  # SECATEUR_BITMASK_SLACK
 WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
 
 
-PART_ROWS = 256
+PART_ROWS = 512
 """Rows of a part: fewer make runs of equal rows too short to be foreseen, more sums than a first-level cache holds."""
 
+LEAST_ROWS = 16
+"""Rows of a part that is made for a thread of its own."""
 
-def parts_for(rows: int, positions: int = 64) -> int:
+
+def parts_for(rows: int, positions: int = 64, threads: int = 1) -> int:
     """Return how many parts a weight is cut into: an even number, or a single one.
 
-    Sums of fewer positions take less room, so that parts may have more rows.
+    Sums of fewer positions take less room, so that parts may have more rows. Threads share the parts where there are
+    few positions: each has the same number of them.
 
     Args:
         rows: Outputs.
-        positions: Vectors at a time, 64 where there are more.
+        positions: Vectors at a time.
+        threads: That the weight will be multiplied with.
     """
     most = PART_ROWS * 64 // min(max(positions, 16), 64)
-    return 1 if rows <= most else 2 * -(-rows // (2 * most))
+    parts = 1 if rows <= most else 2 * -(-rows // (2 * most))
+    if threads > 1 and positions <= 4 * 64 * threads and rows >= LEAST_ROWS * threads:
+        parts = threads * -(-parts // threads)
+    return parts
 
 
 @dataclass(frozen=True, eq=False)

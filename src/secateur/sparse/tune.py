@@ -29,7 +29,7 @@ from secateur.sparse.images import Convolution
 from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.library import engine, reason
 
-VERSION = 2
+VERSION = 3
 LEAST_GAIN = 1.05
 """A sparse layer must be this much faster than the dense one to be chosen: less is within what a clock can tell."""
 
@@ -139,19 +139,19 @@ class Problem:
         return json.dumps(what)
 
 
-def build(problem: Problem, option: Option) -> nn.Module:
+def build(problem: Problem, option: Option, threads: int = 1) -> nn.Module:
     """Return a layer that runs a problem in one way; for ``"dense"``, one of torch's."""
-    return _layer(problem, option, _pack(problem, option))
+    return _layer(problem, option, _pack(problem, option, threads))
 
 
-def _pack(problem: Problem, option: Option) -> Weight | None:
+def _pack(problem: Problem, option: Option, threads: int) -> Weight | None:
     if option.kind in ("dense", "kernel"):
         return None
     if option.kind == "bitmask":
         return Bitmask.pack(problem.weight)
     if option.kind == "csr":
         return Csr.pack(problem.weight)
-    parts = parts_for(problem.weight.shape[0], problem.positions if problem.positions > 1 else 64)
+    parts = parts_for(problem.weight.shape[0], problem.positions if problem.positions > 1 else 64, threads)
     return Panelled.pack(problem.weight, block=option.block, panel=option.panel, parts=parts)
 
 
@@ -239,7 +239,8 @@ class Tuner:
 
         def layers() -> dict[Option, nn.Module]:
             ways = [Option(), *options(problem)]
-            weights = {one: _pack(problem, one) for one in {replace(way, tile=0) for way in ways}}  # tiles share them
+            packed = {replace(way, tile=0) for way in ways}  # tiles share them
+            weights = {one: _pack(problem, one, self.threads) for one in packed}
             return {way: _layer(problem, way, weights[replace(way, tile=0)]) for way in ways}
 
         return self._fastest(problem.key(self.threads), layers, problem.x)
