@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import math
+import random
 import statistics
 import time
 import warnings
@@ -134,7 +135,7 @@ def in_turn(
     warmup: int = 2,
     threads: int = 1,
 ) -> Turns:
-    """Return the median milliseconds of each call; the order rotates from round to round.
+    """Return the median milliseconds of each call; the order is another one in every round.
 
     Args:
         calls: By name.
@@ -159,7 +160,7 @@ def in_turn(
                 turn = len(rounds) + len(disturbed)
                 alone = threads == 1 or cores(threads) >= wanted
                 times = {}
-                for name in (names[(turn + i) % len(names)] for i in range(len(names))):
+                for name in random.Random(turn).sample(names, len(names)):  # none always runs behind the same other
                     until = time.perf_counter() + 0.03 * (threads > 1)
                     while time.perf_counter() < until:
                         busy.add_(1.0)
