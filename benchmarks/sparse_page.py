@@ -56,7 +56,8 @@ def head(result: dict[str, Any]) -> str:
         f"{machine['os']}, {machine['isa']}; {versions}. Medians of {result['runs']} rounds in which all engines take "
         "turns; before each call of a layer its weights are out of the caches and its input is in them, as in a "
         "network. A speed-up is the fastest dense engine's time over ours, in the same row; behind one that misses its "
-        "goal stands the goal."
+        "goal stands the goal. Other users of the machine come and go: rows in which the fastest dense engine needed "
+        "over a tenth more than beside another sparsity of the same workload were measured once more."
     )
 
 

@@ -126,6 +126,16 @@ def cores(threads: int) -> float:
     return best[1] / best[threads]
 
 
+def until_idle(limit: float = 1.0) -> None:
+    """Wait until none of this process's threads runs, for so many seconds at most."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        start, used = time.perf_counter(), time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - used < 0.1 * (time.perf_counter() - start):
+            return
+
+
 def in_turn(
     calls: Mapping[str, Call],
     inputs: tuple[Tensor, ...] = (),
@@ -143,8 +153,8 @@ def in_turn(
         runs: Rounds.
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
-        threads: Of every engine. Where there are several, torch is busy for a while before each call, until those of
-            the engine before sleep: idle ones go on spinning, and would take a processor from the next engine. Rounds
+        threads: Of every engine. Where there are several, a call waits until those of the engine before sleep: idle
+            ones go on spinning, and would take a processor from the next engine. Rounds
             that begin or end while torch's own dense product gains less than four fifths of the other threads do not
             count, unless ten times as many pass.
     """
@@ -161,9 +171,10 @@ def in_turn(
                 alone = threads == 1 or cores(threads) >= wanted
                 times = {}
                 for name in random.Random(turn).sample(names, len(names)):  # none always runs behind the same other
-                    until = time.perf_counter() + 0.03 * (threads > 1)
-                    while time.perf_counter() < until:
-                        busy.add_(1.0)
+                    if threads > 1:
+                        until_idle()
+                        for _ in range(10):
+                            busy.add_(1.0)
                     buffer.add_(1.0)
                     for x in inputs:
                         x.sum()
