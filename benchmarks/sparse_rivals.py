@@ -153,12 +153,14 @@ def in_turn(
         runs: Rounds.
         flush: Bytes written before that, so that weights are not in the caches.
         warmup: Rounds that do not count.
-        threads: Of every engine. Where there are several, a call waits until those of the engine before sleep: idle
-            ones go on spinning, and would take a processor from the next engine. Rounds
-            that begin or end while torch's own dense product gains less than four fifths of the other threads do not
-            count, unless ten times as many pass.
+        threads: Of every engine. Where there are several, a call waits until all threads sleep: idle ones go on
+            spinning after their engine's call, and would take a processor from the next engine. Rounds that begin or
+            end while torch's own dense product gains less than four fifths of the other threads do not count.
+
+    Raises:
+        SecateurError: When ten times as many rounds as asked for were disturbed.
     """
-    buffer, busy = torch.zeros(max(flush // 4, 1)), torch.zeros(2**20)
+    buffer = torch.zeros(max(flush // 4, 1))
     rounds: list[dict[str, float]] = []
     disturbed: list[dict[str, float]] = []
     names = list(calls)
@@ -166,24 +168,25 @@ def in_turn(
     gc.disable()
     try:
         with torch.inference_mode():
-            while len(rounds) < warmup + runs and len(disturbed) < 10 * runs:
+            while len(rounds) < warmup + runs:
+                if len(disturbed) == 10 * runs:
+                    raise SecateurError("other programs need the processors: measure again when they do not")
                 turn = len(rounds) + len(disturbed)
-                alone = threads == 1 or cores(threads) >= wanted
+                quiet = threads == 1 or cores(threads) >= wanted
                 times = {}
                 for name in random.Random(turn).sample(names, len(names)):  # none always runs behind the same other
                     if threads > 1:
                         until_idle()
-                        for _ in range(10):
-                            busy.add_(1.0)
-                    buffer.add_(1.0)
-                    for x in inputs:
-                        x.sum()
+                    with under_threads(1):  # torch's own threads sleep too
+                        buffer.add_(1.0)
+                        for x in inputs:
+                            x.sum()
                     start = time.perf_counter_ns()
                     calls[name]()
                     times[name] = (time.perf_counter_ns() - start) / 1e6
-                alone = alone and (threads == 1 or cores(threads) >= wanted)
-                (rounds if alone or turn < warmup else disturbed).append(times)
+                quiet = quiet and (threads == 1 or cores(threads) >= wanted)
+                (rounds if quiet or turn < warmup else disturbed).append(times)
     finally:
         gc.enable()
-    kept = rounds[warmup:] if len(rounds) == warmup + runs else rounds[warmup:] + disturbed
+    kept = rounds[warmup:]
     return Turns({name: statistics.median(times[name] for times in kept) for name in names}, len(disturbed))

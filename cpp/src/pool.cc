@@ -24,8 +24,9 @@ inline void breathe() {
 #endif
 }
 
-// Tasks that one thread begins with, and others go on with once they are through with theirs. Threads come back to the
-// same part of every call's tasks, so that what a layer left in the caches of one core the next layer finds there.
+// Tasks that one thread begins with, and others go on with once they are through with theirs. A thread comes back to the
+// part of the tasks that it had in the last call, unless another was there before it, so that what a layer left in the
+// caches of one core the next layer finds there.
 struct alignas(64) Range {
   std::atomic<int64_t> next{0};
   int64_t end = 0;
@@ -52,15 +53,16 @@ struct Work {
 std::atomic<int32_t> threads_seen{0};
 
 void take(void* data) {
-  static thread_local const int32_t me = threads_seen.fetch_add(1, std::memory_order_relaxed) & 0xffff;
+  static thread_local int32_t mine = threads_seen.fetch_add(1, std::memory_order_relaxed) & 0xffff;
   Work& work = *static_cast<Work*>(data);
-  int32_t begin = me % work.ranges;
+  int32_t begin = mine % work.ranges;
   for (int32_t i = 0; i < work.ranges; ++i) {
-    const int32_t other = (me + i) % work.ranges;
+    const int32_t other = (mine + i) % work.ranges;
     if (work.range[other].taken.exchange(true, std::memory_order_relaxed)) continue;
     begin = other;
     break;
   }
+  if (begin != mine % work.ranges) mine = begin;
   for (int32_t i = 0; i < work.ranges; ++i) {
     Range& range = work.range[(begin + i) % work.ranges];
     for (int64_t n = range.next.fetch_add(1, std::memory_order_relaxed); n < range.end;

@@ -97,16 +97,16 @@ inline void spoil(const secateur_panelled& w, const Source& source, const Sink& 
 
 // Some tiles of positions, and the activations of some panels in front of them: as much as a second-level cache keeps
 // while parts of the weight pass by, so that every weight is read once for all of them. A part has so few rows that its
-// sums stay in the first-level cache through all panels.
+// sums stay near through all panels.
 struct Chunk {
   int64_t first_tile, tiles;
   int64_t first_panel, panels;
   int64_t most_panels;
   bool last;         // no panels follow
-  float* x;          // [tiles][features][tile]: what is not used where it lies
+  float* x;          // [tiles][most panels][panel][widest tile]: what is not used where it lies
   const float** at;  // [tiles][most panels], where the activations are
   bool* spoiled;     // [tiles][most panels], of any panels so far
-  float* sums;       // [tiles][all rows][tile]; null where one chunk has all panels
+  float* sums;       // [tiles][all rows][widest tile]; null where one chunk has all panels
 };
 
 // Lays out the activations of one tile and panel.
@@ -180,7 +180,7 @@ constexpr int64_t kResident = 512 * 1024 / 4;  // floats that a second-level cac
 constexpr int64_t kNear = 256 * 1024 / 4;      // or of a tile's sums
 
 // How a product is divided. Where a tile's sums stay near, its activations are used panel by panel, as soon as each is
-// laid out, by all rows; else all of them are laid out first, for as many tiles as there is room, and parts of the rows
+// laid out, by all rows of a group; else all of them are laid out first, for as many tiles as there is room, and parts of the rows
 // take turns. Each row adds up the same numbers in the same order either way.
 //
 // Threads take chunks of positions; where there are too few of them, one group of a chunk's parts each. Every group lays
@@ -196,7 +196,7 @@ struct Division {
     x = chunk * panels * panel;
     groups = 1;
     for (int64_t more = 2; more <= least(threads, layout.parts); ++more)
-      if (time(p, threads, more) < time(p, threads, groups)) groups = more;
+      if (time(p, layout, threads, more) < time(p, layout, threads, groups)) groups = more;
   }
 
   int64_t panels, steps;  // panels of a chunk, and how many times as many there are
@@ -205,13 +205,15 @@ struct Division {
   int64_t groups;         // of parts
 
  private:
-  // What the thread with the most to do needs, in times that a whole chunk is multiplied.
-  double time(const Product& p, int32_t threads, int64_t some) const {
+  // What the thread with the most to do needs for so many groups, in times that a whole chunk is multiplied. To lay the
+  // activations out takes an eighth of that or so.
+  double time(const Product& p, const Layout& layout, int32_t threads, int64_t some) const {
     constexpr double laying_out = 0.125;
-    const int64_t positions = chunk * p.tiles.widest, whole = p.tiles.positions / positions;
-    const int64_t left = p.tiles.positions % positions;
-    const double rest = whole * some % threads == 0 ? static_cast<double>(left) / positions : 0.0;
-    return (divide_up(whole * some, threads) + rest) * (1.0 / some + laying_out);
+    const int64_t positions = chunk * p.tiles.widest, left = p.tiles.positions % positions;
+    const int64_t whole = p.tiles.positions / positions * some, idle = (threads - whole % threads) % threads;
+    const int64_t more = left == 0 ? 0 : divide_up(most(0, some - idle), threads);  // of what is left over
+    const double tasks = divide_up(whole, threads) + more * static_cast<double>(left) / positions;
+    return tasks * (static_cast<double>(divide_up(layout.parts, some)) / layout.parts + laying_out);
   }
 };
 

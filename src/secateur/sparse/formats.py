@@ -23,14 +23,14 @@ WIDEST_PANEL = 65536  # blocks of columns that two bytes can tell apart
 
 
 PART_ROWS = 512
-"""Rows of a part: fewer make runs of equal rows too short to be foreseen, more sums than a first-level cache holds."""
+"""Rows of a part: fewer make runs of equal rows too short to be foreseen, more make more sums than stay near."""
 
 LEAST_ROWS = 16
 """Rows of a part that is made for a thread of its own."""
 
 
 def parts_for(rows: int, positions: int = 64, threads: int = 1) -> int:
-    """Return how many parts a weight is cut into: an even number, or a single one.
+    """Return how many parts a weight is cut into: an even number, or a single one, and a multiple of the threads.
 
     Sums of fewer positions take less room, so that parts may have more rows. Threads share the parts where there are
     few positions: each has the same number of them.
@@ -100,7 +100,7 @@ class Panelled(Packed):
             weight: Float32, ``[outputs, ...]``; further dimensions are flattened.
             block: Rows and columns of a block: (1, 1), (4, 1) or (1, 4).
             panel: Columns of a panel, a multiple of the block's.
-            parts: Pieces of rows; by default an even number of pieces of at most 256, or a single one.
+            parts: Pieces of rows; by default an even number of pieces of at most 512, or a single one.
 
         Raises:
             WeightError: When the weight is of another kind.
