@@ -60,7 +60,8 @@ def measure(result: dict[str, Any], path: Path, args: argparse.Namespace) -> Non
         torch.set_num_threads(int(key.rsplit("/", 1)[-1]) if key.endswith(("/1", "/2")) else 1)
         start = time.perf_counter()
         row = compute()
-        result["rows"][key] = row | {"seconds": round(time.perf_counter() - start, 1)}
+        again = {"again": True} if key in result["rows"] else {}
+        result["rows"][key] = row | again | {"seconds": round(time.perf_counter() - start, 1)}
         result |= {
             "schema": 1,
             "benchmark": "sparse_cpu",

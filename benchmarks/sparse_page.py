@@ -49,6 +49,13 @@ def write_page(result: dict[str, Any], path: Path) -> Path:
 
 def head(result: dict[str, Any]) -> str:
     """Say what was run, where."""
+    more = sum("again" in row for row in result["rows"].values())
+    again = (
+        f" {more} rows were measured again, where other users of the machine had disturbed them: the fastest dense engine "
+        "had needed over a tenth more than beside another sparsity of the same workload; or two threads."
+        if more
+        else ""
+    )
     machine, versions = result["machine"], ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     return (
         "# The sparse CPU runtime against dense engines\n\n"
@@ -56,8 +63,7 @@ def head(result: dict[str, Any]) -> str:
         f"{machine['os']}, {machine['isa']}; {versions}. Medians of {result['runs']} rounds in which all engines take "
         "turns; before each call of a layer its weights are out of the caches and its input is in them, as in a "
         "network. A speed-up is the fastest dense engine's time over ours, in the same row; behind one that misses its "
-        "goal stands the goal. Other users of the machine come and go: rows in which the fastest dense engine needed "
-        "over a tenth more than beside another sparsity of the same workload were measured once more."
+        f"goal stands the goal.{again}"
     )
 
 
