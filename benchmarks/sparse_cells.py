@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from secateur import Method, Target, prune_
 from secateur.allocate import Layerwise
+from secateur.metrics.latency import torch_threads
 from secateur.patterns import Block, Unstructured
 from secateur.sparse import compile, isa, use_isa
 from secateur.sparse.formats import nbytes
@@ -21,7 +22,7 @@ from secateur.sparse.layers import SparseLayer
 from secateur.sparse.tune import Problem, Tuner, build
 from secateur.types import Pattern
 from sparse_page import SPARSITIES
-from sparse_rivals import BESIDE, Turns, in_turn, rivals, under, under_threads
+from sparse_rivals import ONE_THREAD, Turns, in_turn, rivals, with_one_thread
 
 L2, DRAM = 16 * 2**20, 512 * 2**20
 """Bytes written between two calls: the weights then come from the last cache, or from memory."""
@@ -86,9 +87,9 @@ def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
     packed = build(problem, tuned.option, threads)
     calls = rivals(layer, (x,), threads=threads, whole=False) | {"secateur": lambda: packed(x)}
     if threads > 1:
-        with under_threads(1):
+        with torch_threads(1):
             one = build(problem, Tuner(1, None).tune(problem).option)
-            calls |= under(1, rivals(layer, (x,), threads=1, whole=False) | {"secateur": lambda: one(x)})
+            calls |= with_one_thread(rivals(layer, (x,), threads=1, whole=False) | {"secateur": lambda: one(x)})
     turns = in_turn(calls, (x,), runs=runs, flush=case.flush, threads=threads)
     dense = layer.weight.numel() * 4
     kept = nbytes(packed.packed) if isinstance(packed, SparseLayer) else dense
@@ -104,10 +105,10 @@ def linear(case: LinearCase, sparsity: float, threads: int, runs: int) -> Row:
 
 def row(name: str, sparsity: float, turns: Turns, threads: int) -> Row:
     """Put times beside the fastest dense one, and where there are two threads also beside those with one."""
-    times = {engine: t for engine, t in turns.ms.items() if not engine.endswith(BESIDE[1])}
+    times = {engine: t for engine, t in turns.ms.items() if not engine.endswith(ONE_THREAD)}
     dense = {engine: t for engine, t in times.items() if engine != "secateur"}
     best = min(dense, key=lambda engine: dense[engine])
-    alone = {engine.removesuffix(BESIDE[1]): t for engine, t in turns.ms.items() if engine not in times}
+    alone = {engine.removesuffix(ONE_THREAD): t for engine, t in turns.ms.items() if engine not in times}
     return {
         "workload": name,
         "sparsity": sparsity,
@@ -192,9 +193,9 @@ def whole(name: str, sparsity: float, threads: int, runs: int) -> Row:
     seconds = time.perf_counter() - started
     calls = rivals(model, inputs, threads=threads, whole=True) | {"secateur": lambda: compiled(*inputs)}
     if threads > 1:
-        with under_threads(1):
+        with torch_threads(1):
             one = compile(model, inputs, threads=1, cache=False, measure=False)
-            calls |= under(1, rivals(model, inputs, threads=1, whole=True) | {"secateur": lambda: one(*inputs)})
+            calls |= with_one_thread(rivals(model, inputs, threads=1, whole=True) | {"secateur": lambda: one(*inputs)})
     turns = in_turn(calls, runs=runs, threads=threads)
     layers = compiled.report.layers
     return row(name, sparsity, turns, threads) | {

@@ -51,11 +51,7 @@ def head(result: dict[str, Any]) -> str:
     """Say what was run, where."""
     more = sum("again" in row for row in result["rows"].values())
     again = (
-        f" {more} rows were measured again, where other users of the machine had disturbed them: the fastest dense "
-        "engine had needed over a tenth more than beside another sparsity of the same workload, or threads had shared "
-        "a processor."
-        if more
-        else ""
+        f" {more} rows were measured again after the first run: other users of the machine come and go." if more else ""
     )
     machine, versions = result["machine"], ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     return (

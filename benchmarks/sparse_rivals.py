@@ -9,8 +9,7 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -18,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.metrics.latency import torch_threads
 from secateur.pipeline.engines import in_onnxruntime, in_openvino
 
 Call = Callable[[], object]
 
-BESIDE = {1: ", one thread", 2: ""}
-"""What is added to an engine's name, by its threads, where it runs beside itself with two."""
+ONE_THREAD = ", one thread"
+"""What is added to an engine's name where it runs beside itself with more threads."""
 
 
 def rivals(model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int, whole: bool) -> dict[str, Call]:
@@ -90,25 +90,14 @@ class Turns(NamedTuple):
     disturbed: int
 
 
-@contextmanager
-def under_threads(count: int) -> Iterator[None]:
-    """Give torch another number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def under(threads: int, calls: Mapping[str, Call]) -> dict[str, Call]:
-    """Return calls that run with another number of torch's threads, named after it."""
+def with_one_thread(calls: Mapping[str, Call]) -> dict[str, Call]:
+    """Return calls that run with one of torch's threads, named after it."""
 
     def one(call: Call) -> object:
-        with under_threads(threads):
+        with torch_threads(1):
             return call()
 
-    return {f"{name}{BESIDE[threads]}": partial(one, call) for name, call in calls.items()}
+    return {f"{name}{ONE_THREAD}": partial(one, call) for name, call in calls.items()}
 
 
 def cores(threads: int) -> float:
@@ -119,7 +108,7 @@ def cores(threads: int) -> float:
     a = torch.ones(512, 512)
     best = dict.fromkeys((1, threads), math.inf)
     for count in (1, threads) * 4:
-        with under_threads(count):
+        with torch_threads(count):
             start = time.perf_counter()
             a @ a
             best[count] = min(best[count], time.perf_counter() - start)
@@ -164,7 +153,10 @@ def in_turn(
     rounds: list[dict[str, float]] = []
     disturbed: list[dict[str, float]] = []
     names = list(calls)
-    wanted = 1 + 0.8 * (threads - 1)
+
+    def undisturbed() -> bool:
+        return threads == 1 or cores(threads) >= 1 + 0.8 * (threads - 1)
+
     gc.disable()
     try:
         with torch.inference_mode():
@@ -172,19 +164,19 @@ def in_turn(
                 if len(disturbed) == 10 * runs:
                     raise SecateurError("other programs need the processors: measure again when they do not")
                 turn = len(rounds) + len(disturbed)
-                quiet = threads == 1 or cores(threads) >= wanted
+                quiet = undisturbed()
                 times = {}
                 for name in random.Random(turn).sample(names, len(names)):  # none always runs behind the same other
                     if threads > 1:
                         until_idle()
-                    with under_threads(1):  # torch's own threads sleep too
+                    with torch_threads(1):  # torch's own threads sleep too
                         buffer.add_(1.0)
                         for x in inputs:
                             x.sum()
                     start = time.perf_counter_ns()
                     calls[name]()
                     times[name] = (time.perf_counter_ns() - start) / 1e6
-                quiet = quiet and (threads == 1 or cores(threads) >= wanted)
+                quiet = quiet and undisturbed()
                 (rounds if quiet or turn < warmup else disturbed).append(times)
     finally:
         gc.enable()

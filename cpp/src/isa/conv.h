@@ -63,7 +63,7 @@ class ImageOut final : public Sink {
            int64_t rows) const override {
     const int64_t end = position + least(valid, tile);
     const int64_t line = period_ == width_ ? image_.pixels : width_;  // pixels that follow each other
-    const int64_t step = period_ == width_ ? line : period_;           // and positions from one such run to the next
+    const int64_t step = period_ == width_ ? line : period_;          // and positions from one such run to the next
     for (int64_t y = position / step; y * step < end; ++y) {
       const int64_t begin = most(position, y * step), last = least(end, y * step + line);
       for (int64_t at = begin; at < last;) {  // runs of the output

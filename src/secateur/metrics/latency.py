@@ -54,6 +54,24 @@ class Latency:
 
 
 @contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch another number of threads; go back to the one before, whatever happens.
+
+    Args:
+        count: Threads meanwhile.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def inference(models: Sequence[object], threads: int | None = None) -> Iterator[None]:
     """Put modules in eval mode under ``inference_mode``; restore flags and threads afterwards, whatever happens.
 
@@ -64,14 +82,12 @@ def inference(models: Sequence[object], threads: int | None = None) -> Iterator[
     Yields:
         Nothing.
     """
-    before = torch.get_num_threads()
     with ExitStack() as stack:
         for model in models:
             if isinstance(model, nn.Module):
                 stack.enter_context(evaluation_mode_of(model))
         if threads is not None:
-            stack.callback(torch.set_num_threads, before)
-            torch.set_num_threads(threads)
+            stack.enter_context(torch_threads(threads))
         stack.enter_context(torch.inference_mode())
         yield
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
-from secateur.metrics.latency import measure_latency
+from secateur.metrics.latency import measure_latency, torch_threads
 from secateur.sparse.chain import Chained
 from secateur.sparse.fuse import Fused, activations_behind, fuse, keep_blocked_, keep_feature_major_, take_in_
 from secateur.sparse.image_layers import MaxPool2d
@@ -136,7 +135,7 @@ def compile(  # as torch.compile
     threads = torch.get_num_threads() if threads is None else threads
     check_whole("threads", threads, error=SparseError)
     path = default_cache() if cache is True else Path(cache) if cache else None
-    with _threads(threads), torch.inference_mode(False), torch.no_grad():
+    with torch_threads(threads), torch.inference_mode(False), torch.no_grad():
         expected = dense(*args, **kwargs)
         fused = fuse(copy.deepcopy(dense), args, kwargs)
         tuner = Tuner(threads, path)
@@ -323,13 +322,3 @@ def _difference(expected: Any, got: Any) -> float:
         elif isinstance(a, Tensor) and not torch.equal(a, b):
             return math.inf
     return worst
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
