@@ -107,8 +107,6 @@ SECATEUR_API const char* secateur_usable_isas(void);
 /* Which one is in use; at first the best, or the one that the environment variable SECATEUR_ISA names. */
 SECATEUR_API const char* secateur_isa(void);
 SECATEUR_API int32_t secateur_use_isa(const char* name);
-/* Floats in a vector of the instruction set in use. */
-SECATEUR_API int32_t secateur_vector_width(void);
 
 /* Lets the threads of another runtime do the work instead of the library's own: `parallel` is called as GOMP_parallel of
  * libgomp is. NULL goes back. A forked child starts with its own. */

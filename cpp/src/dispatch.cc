@@ -147,11 +147,6 @@ const char* secateur_isa(void) {
   return kernels != nullptr ? kernels->name : "";
 }
 
-int32_t secateur_vector_width(void) {
-  const Kernels* kernels = current().load(std::memory_order_acquire);
-  return kernels != nullptr ? kernels->width : 0;
-}
-
 int32_t secateur_image_block(void) { return kImageBlock; }
 
 int32_t secateur_use_isa(const char* name) {

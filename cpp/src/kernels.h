@@ -9,7 +9,6 @@ namespace secateur {
 
 struct Kernels {
   const char* name;
-  int32_t width;  // floats in a vector
   bool (*usable)();
   int32_t (*spmm)(const secateur_panelled& w, const float* x, int64_t x_step, int64_t x_stride, float* y,
                   int64_t y_step, int64_t y_stride, int64_t count, const secateur_epilogue& epilogue,

@@ -34,8 +34,8 @@ from dense_products import (
 )
 from secateur.errors import SecateurError, SparseError, WeightError
 from secateur.sparse import Bitmask, Convolution, Panelled, conv2d, isa, isas, linear, max_pool2d, reason, use_isa
+from secateur.sparse.convolutions import check_depthwise, depthwise2d
 from secateur.sparse.images import Blocked
-from secateur.sparse.ops import check_depthwise, depthwise2d
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
 

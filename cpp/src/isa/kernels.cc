@@ -28,7 +28,6 @@ bool usable() {
 
 }  // namespace
 
-const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, kWidth, usable, spmm, gemv, gemv_bitmask, conv2d,
-                                  depthwise2d, max_pool2d};
+const Kernels SECATEUR_KERNELS = {SECATEUR_NAME, usable, spmm, gemv, gemv_bitmask, conv2d, depthwise2d, max_pool2d};
 
 }  // namespace secateur

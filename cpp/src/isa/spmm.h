@@ -103,10 +103,11 @@ struct Chunk {
   int64_t first_panel, panels;
   int64_t most_panels;
   bool last;         // no panels follow
+  int64_t first_row, rows;  // that sums are kept of: those of some parts
   float* x;          // [tiles][most panels][panel][widest tile]: what is not used where it lies
   const float** at;  // [tiles][most panels], where the activations are
   bool* spoiled;     // [tiles][most panels], of any panels so far
-  float* sums;       // [tiles][all rows][widest tile]; null where one chunk has all panels
+  float* sums;       // [tiles][rows][widest tile]; null where one chunk has all panels
 };
 
 // Lays out the activations of one tile and panel.
@@ -132,7 +133,7 @@ inline void run_part(const Product& p, const Chunk& chunk, int64_t part, int64_t
   const int64_t i = chunk.first_tile + tile, width = p.tiles.width(i), position = p.tiles.begin(i);
   const int64_t row = layout.part_begin(part) * w.block_rows, rows = layout.part_size(part) * w.block_rows;
   float* sums = chunk.sums != nullptr
-                    ? chunk.sums + (tile * layout.groups * w.block_rows + row) * p.tiles.widest
+                    ? chunk.sums + (tile * chunk.rows + row - chunk.first_row) * p.tiles.widest
                     : scratch(kTile).at_least(rows * width + 64);
   int64_t stride = 0;
   const int64_t direct = p.sink.direct(position, p.tiles.valid(i), width, &stride);
@@ -180,8 +181,8 @@ constexpr int64_t kResident = 512 * 1024 / 4;  // floats that a second-level cac
 constexpr int64_t kNear = 256 * 1024 / 4;      // or of a tile's sums
 
 // How a product is divided. Where a tile's sums stay near, its activations are used panel by panel, as soon as each is
-// laid out, by all rows of a group; else all of them are laid out first, for as many tiles as there is room, and parts of the rows
-// take turns. Each row adds up the same numbers in the same order either way.
+// laid out, by all rows of a group; else all of them are laid out first, for as many tiles as there is room, and parts of
+// the rows take turns. Each row adds up the same numbers in the same order either way.
 //
 // Threads take chunks of positions; where there are too few of them, one group of a chunk's parts each. Every group lays
 // the chunk's activations out for itself: what another core has written comes more slowly than it is made again.
@@ -217,11 +218,12 @@ struct Division {
   }
 };
 
-// Calls `each` for one run of tiles, panels after panels.
-template <class Each>
-inline void run_chunk(const Product& p, const Layout& layout, const Division& d, int64_t i, Each each) {
-  const int64_t all = layout.groups * p.weight.block_rows, places = d.chunk * d.panels;
+// Multiplies the parts from `begin` to `end` with one run of tiles, panels after panels.
+inline void run_chunk(const Product& p, const Layout& layout, const Division& d, int64_t i, int64_t begin, int64_t end) {
+  const int64_t places = d.chunk * d.panels;
   Chunk chunk{};
+  chunk.first_row = layout.part_begin(begin) * p.weight.block_rows;
+  chunk.rows = layout.part_begin(end) * p.weight.block_rows - chunk.first_row;
   chunk.first_tile = i * d.chunk;
   chunk.tiles = least(d.chunk, p.tiles.count - i * d.chunk);
   chunk.most_panels = d.panels;
@@ -230,12 +232,15 @@ inline void run_chunk(const Product& p, const Layout& layout, const Division& d,
   chunk.at = reinterpret_cast<const float**>(place);
   chunk.spoiled = reinterpret_cast<bool*>(place + places);
   for (int64_t n = 0; n < places; ++n) chunk.spoiled[n] = false;
-  if (d.steps > 1) chunk.sums = scratch(kSums).at_least(chunk.tiles * all * p.tiles.widest + 64);
+  if (d.steps > 1) chunk.sums = scratch(kSums).at_least(chunk.tiles * chunk.rows * p.tiles.widest + 64);
   for (int64_t step = 0; step < d.steps; ++step) {
     chunk.first_panel = step * d.panels;
     chunk.panels = least(layout.panels - chunk.first_panel, d.panels);
     chunk.last = step == d.steps - 1;
-    each(chunk);
+    for (int64_t tile = 0; tile < chunk.tiles; ++tile)
+      for (int64_t panel = 0; panel < chunk.panels; ++panel) gather(p, chunk, tile, panel);
+    for (int64_t part = begin; part < end; ++part)
+      for (int64_t tile = 0; tile < chunk.tiles; ++tile) run_part(p, chunk, part, tile);
   }
 }
 
@@ -245,13 +250,7 @@ inline int32_t run_product(const Product& p, int32_t threads) {
   const Division d(p, layout, threads);
   return in_parallel(d.groups * d.chunks, threads, [&](int64_t i) {
     const int64_t group = i / d.chunks;
-    const int64_t begin = layout.parts * group / d.groups, end = layout.parts * (group + 1) / d.groups;
-    run_chunk(p, layout, d, i % d.chunks, [&](const Chunk& chunk) {
-      for (int64_t tile = 0; tile < chunk.tiles; ++tile)
-        for (int64_t panel = 0; panel < chunk.panels; ++panel) gather(p, chunk, tile, panel);
-      for (int64_t part = begin; part < end; ++part)
-        for (int64_t tile = 0; tile < chunk.tiles; ++tile) run_part(p, chunk, part, tile);
-    });
+    run_chunk(p, layout, d, i % d.chunks, layout.parts * group / d.groups, layout.parts * (group + 1) / d.groups);
   });
 }
 

@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
+from secateur.sparse.convolutions import are_images, shape_for
 from secateur.sparse.image_layers import ImageLayer
 from secateur.sparse.images import Blocked, laid_out
 from secateur.sparse.library import StepStruct, check, library
-from secateur.sparse.ops import are_images, shape_for
 
 LEAST = 2
 """Layers that are worth a chain."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SparseError, check_choice
-from secateur.sparse import ops
+from secateur.sparse.arguments import check_bias
+from secateur.sparse.convolutions import check_depthwise, depthwise2d, max_pool2d
 from secateur.sparse.formats import Panelled
 from secateur.sparse.images import Blocked, Convolution, size_of
 from secateur.sparse.library import ACTIVATIONS, DEPTHWISE2D, MAX_POOL2D, StepStruct
@@ -59,7 +60,7 @@ def checked_bias(bias: Tensor | None, rows: int) -> Tensor | None:
     """
     if bias is None:
         return None
-    ops.check_bias(bias, rows)
+    check_bias(bias, rows)
     return bias.contiguous()
 
 
@@ -119,7 +120,7 @@ class DepthwiseConv2d(ImageLayer):
     ) -> None:
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
-        ops.check_depthwise(weight, channels, convolution)
+        check_depthwise(weight, channels, convolution)
         self.convolution = convolution
         self.channels = channels
         self.activation = activation
@@ -132,12 +133,12 @@ class DepthwiseConv2d(ImageLayer):
         channels = x.data.shape[2] if isinstance(x, Blocked) else size_of(x) and x.shape[1]
         if channels != self.channels:
             raise SparseError(f"expected images of {self.channels} channels, got {channels}")
-        run = depthwise2d_operator if torch.compiler.is_compiling() else ops.depthwise2d
+        run = depthwise2d_operator if torch.compiler.is_compiling() else depthwise2d
         return run(x, self.weight, self.convolution, self.bias, residual, self.activation, blocked=blocked)
 
     def call(self) -> Call:
         """Return what the library is given for this layer, checked."""
-        ops.check_depthwise(self.weight, self.channels, self.convolution)
+        check_depthwise(self.weight, self.channels, self.convolution)
         bias = checked_bias(self.bias, self.weight.shape[0])
         kernels = self.weight.resolve_neg().contiguous()
         return Call(DEPTHWISE2D, kernels.shape[0], self.channels, None, kernels, bias, self.activation)
@@ -183,7 +184,7 @@ class MaxPool2d(ImageLayer):
         """Return the output images of a batch, in blocks or as torch has them."""
         if torch.compiler.is_compiling():
             return max_pool2d_operator(x, self.convolution, blocked)
-        return ops.max_pool2d(x, self.convolution, blocked=blocked)
+        return max_pool2d(x, self.convolution, blocked=blocked)
 
     def call(self) -> Call:
         """Return what the library is given for this layer."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SparseError, check_choice
-from secateur.sparse import ops
+from secateur.sparse.convolutions import conv2d
 from secateur.sparse.fallback import Csr
 from secateur.sparse.formats import FORMATS, Bitmask, Panelled, Weight, nbytes
 from secateur.sparse.image_layers import Call, DepthwiseConv2d, ImageLayer, MaxPool2d, checked_bias
@@ -18,6 +18,7 @@ from secateur.sparse.images import Blocked, Convolution
 from secateur.sparse.library import ACTIVATIONS, CONV2D
 from secateur.sparse.operators import conv2d_operator
 from secateur.sparse.prepared import Prepared, Settings
+from secateur.sparse.products import linear
 
 
 class SparseLayer(nn.Module):
@@ -133,9 +134,7 @@ class SparseLinear(SparseLayer):
             if again is not None:
                 return again
         weight = self.packed
-        out = ops.linear(
-            x, weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
-        )
+        out = linear(x, weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major)
         if residual is None:
             self._prepared = Prepared.of(weight, self._buffers, settings, x)
         return out
@@ -172,7 +171,7 @@ class SparseConv2d(ImageLayer, SparseLayer):
         weight = self.packed
         if isinstance(weight, Bitmask):
             raise SparseError(f"a convolution needs a panelled or csr weight, not a {weight.kind} one")
-        return ops.conv2d(
+        return conv2d(
             x, weight, self.convolution, self.bias, residual, self.activation, tile=self.tile, blocked=blocked
         )
 

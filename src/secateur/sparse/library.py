@@ -108,7 +108,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "usable_isas": (ctypes.c_char_p, ()),
     "isa": (ctypes.c_char_p, ()),
     "use_isa": (_INT, (ctypes.c_char_p,)),
-    "vector_width": (_INT, ()),
     "image_block": (_INT, ()),
     "use_parallel": (None, (_POINTER,)),
     "panelled_sizes": (_INT, (_POINTER, _LONG, _LONG, _INT, _INT, _INT, _INT, _POINTER, _POINTER)),

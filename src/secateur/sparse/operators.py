@@ -13,9 +13,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import SparseError
 from secateur.sparse.arrays import versions_of
+from secateur.sparse.convolutions import conv2d, depthwise2d, max_pool2d
 from secateur.sparse.formats import FORMATS, Bitmask
 from secateur.sparse.images import Blocked, Convolution, laid_out, shape_of, size_of
-from secateur.sparse.ops import conv2d, depthwise2d, linear, max_pool2d, spread
+from secateur.sparse.products import linear, spread
 
 
 class _Checked(NamedTuple):

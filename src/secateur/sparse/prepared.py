@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from secateur.sparse.fallback import Csr
-from secateur.sparse.formats import Bitmask, Panelled, Weight
-from secateur.sparse.library import ACTIVATIONS, EpilogueStruct, PlanStruct, check, library
-from secateur.sparse.ops import as_vectors
+from secateur.sparse.formats import Bitmask, Weight
+from secateur.sparse.library import ACTIVATIONS, EpilogueStruct, PlanStruct, check
+from secateur.sparse.products import as_vectors, kernel_for
 
 
 class Settings(NamedTuple):
-    """What a linear layer does behind its sum, and how: as :func:`secateur.sparse.ops.linear` takes it."""
+    """What a linear layer does behind its sum, and how: as :func:`secateur.sparse.products.linear` takes it."""
 
     activation: str
     tile: int
@@ -87,12 +87,10 @@ class Prepared:
             return None
         activation, tile, feature_major = settings
         major, threads, rows = feature_major and count > 1, torch.get_num_threads(), weight.rows
-        kernels = library()
-        function = kernels.secateur_gemv if isinstance(weight, Panelled) else kernels.secateur_gemv_bitmask
         before: tuple[int, ...] = ()
         after: tuple[int, ...] = ()
         if count > 1:
-            function, before = kernels.secateur_spmm, vectors.stride()
+            before = vectors.stride()
             after = (1, count, count) if major else (rows, 1, count)
         address = None if bias is None else bias.data_ptr()
         ends = EpilogueStruct(address, None, ACTIVATIONS.index(activation)), PlanStruct(threads, tile)
@@ -106,7 +104,7 @@ class Prepared:
             memory=(rows, count) if major else out,
             out=out,
             major=major,
-            function=function,
+            function=kernel_for(weight, count),
             before=before,
             after=(*after, *map(ctypes.byref, ends)),
             weight=ctypes.byref(weight.struct),

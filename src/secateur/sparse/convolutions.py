@@ -1,106 +1,21 @@
-"""Products and convolutions with packed weights."""
+"""Convolutions of images with packed weights or kernels of single channels, and maxima over images."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from secateur.errors import SparseError, check_choice
+from secateur.errors import SparseError
 from secateur.sparse import fallback
+from secateur.sparse.arguments import check_all, check_floats, epilogue_of, plan_of
 from secateur.sparse.fallback import Csr
-from secateur.sparse.formats import Bitmask, Panelled, Weight
+from secateur.sparse.formats import Panelled
 from secateur.sparse.images import IMAGE_BLOCK, Blocked, Convolution, laid_out, shape_of, size_of
-from secateur.sparse.library import (
-    ACTIVATIONS,
-    ConvolutionStruct,
-    EpilogueStruct,
-    PlanStruct,
-    check,
-    library,
-)
-
-
-def linear(
-    x: Tensor,
-    weight: Weight,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    activation: str = "none",
-    *,
-    tile: int = 0,
-    threads: int | None = None,
-    feature_major: bool = False,
-) -> Tensor:
-    r"""Return :math:`\mathrm{act}(W x + b + r)` for every vector of x.
-
-    Vectors may lie one after the other, or side by side with their features a step apart (the transpose of a contiguous
-    matrix): the second is the kernels' own layout, and torch's elementwise operators keep it.
-
-    A ``Bitmask`` takes one vector after the other; a ``Panelled`` weight takes all at once. A ``Csr`` weight is
-    multiplied by torch: it needs no kernels, knows no tile, and runs on as many threads as torch does.
-
-    Args:
-        x: Float32 ``[..., columns]`` on the CPU.
-        weight: Packed.
-        bias: Float32 ``[rows]``.
-        residual: Float32 ``[..., rows]``, added before the activation.
-        activation: One of ``ACTIVATIONS``.
-        tile: Vectors that are worked on at a time, a power of two; 0 leaves it to the kernels.
-        threads: By default as many as torch's operators use.
-        feature_major: Lay the output out with features a step apart.
-
-    Returns:
-        Float32 ``[..., rows]``.
-
-    Raises:
-        SparseError: When a shape, a dtype or a number does not fit, or the kernels are not installed.
-
-    Example:
-        >>> linear(torch.ones(2, 3), Panelled.pack(-torch.eye(3)), torch.full((3,), 2.0), activation="relu").tolist()
-        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
-    """
-    _check_all(x, weight.rows, bias, residual, activation)
-    if x.dim() < 1 or x.shape[-1] != weight.columns:
-        raise SparseError(f"expected inputs of {weight.columns} features, got shape {tuple(x.shape)}")
-    shape = (*x.shape[:-1], weight.rows)
-    if residual is not None and tuple(residual.shape) != shape:
-        raise SparseError(f"the residual has shape {tuple(residual.shape)}, and the output {shape}")
-    count = math.prod(x.shape[:-1])
-    plan = _plan(tile, threads)
-    vectors = as_vectors(x.resolve_neg(), count)
-    bias = None if bias is None else bias.contiguous()
-    feature_major = feature_major and count > 1 and not isinstance(weight, Bitmask)
-    if isinstance(weight, Csr):
-        flat = None if residual is None else residual.reshape(count, weight.rows).t()
-        product = fallback.product(weight, vectors.t(), bias, flat, activation).t()
-        return spread(product if feature_major else product.contiguous(), shape[:-1])
-    out = torch.empty(weight.rows, count).t() if feature_major else torch.empty(count, weight.rows)
-    added = None if residual is None else _matrix_like(residual.reshape(count, weight.rows), out)
-    struct, kernels = weight.struct, library()
-    if isinstance(weight, Panelled) and count > 1:
-        status = kernels.secateur_spmm(
-            struct,
-            vectors.data_ptr(),
-            *vectors.stride(),
-            out.data_ptr(),
-            *out.stride(),
-            count,
-            _epilogue(bias, added, activation),
-            plan,
-        )
-        check(status, "a sparse product")
-    else:
-        run = kernels.secateur_gemv if isinstance(weight, Panelled) else kernels.secateur_gemv_bitmask
-        vectors = vectors.contiguous()
-        for i in range(count):
-            after = _epilogue(bias, None if added is None else added[i], activation)
-            check(run(struct, vectors[i].data_ptr(), out[i].data_ptr(), after, plan), "a sparse product")
-    return out.view(shape) if not feature_major else spread(out, shape[:-1])
+from secateur.sparse.library import ConvolutionStruct, check, library
 
 
 def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
@@ -146,10 +61,10 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         )
     out = torch.empty(shape.out)
     added = _laid_out_like(residual, out, blocked)
-    _check_all(data, weight.rows, bias, added, activation)
+    check_all(data, weight.rows, bias, added, activation)
     bias = None if bias is None else bias.contiguous()
     if isinstance(weight, Csr):
-        _plan(tile, threads)
+        plan_of(tile, threads)
         plain = x.images() if isinstance(x, Blocked) else data
         shaped = Blocked(added, *shape.size).images() if added is not None and blocked else added
         result = fallback.convolve(weight, plain, convolution, bias, shaped, activation)
@@ -160,8 +75,8 @@ def conv2d(  # noqa: PLR0913  # what a convolution is, and what follows it
         shape.struct,
         images.data_ptr(),
         out.data_ptr(),
-        _epilogue(bias, added, activation),
-        _plan(tile, threads),
+        epilogue_of(bias, added, activation),
+        plan_of(tile, threads),
     )
     check(status, "a sparse convolution")
     return Blocked(out, *shape.size) if blocked else out
@@ -206,7 +121,7 @@ def depthwise2d(
     check_depthwise(weight, shape.channels, convolution)
     out = torch.empty(shape.out)
     added = _laid_out_like(residual, out, blocked)
-    _check_all(data, rows, bias, added, activation)
+    check_all(data, rows, bias, added, activation)
     bias = None if bias is None else bias.contiguous()
     images, kernels = data.resolve_neg().contiguous(), weight.resolve_neg().contiguous()
     status = library().secateur_depthwise2d(
@@ -215,8 +130,8 @@ def depthwise2d(
         shape.struct,
         images.data_ptr(),
         out.data_ptr(),
-        _epilogue(bias, added, activation),
-        _plan(0, threads),
+        epilogue_of(bias, added, activation),
+        plan_of(0, threads),
     )
     check(status, "a depthwise convolution")
     return Blocked(out, *shape.size) if blocked else out
@@ -261,9 +176,9 @@ def max_pool2d(
         [5.0, 7.0, 13.0, 15.0]
     """
     data, shape = _laid_out(x, None, convolution, blocked)
-    _check_all(data, 0, None, None, "none")
+    check_all(data, 0, None, None, "none")
     out, images = torch.empty(shape.out), data.resolve_neg().contiguous()
-    status = library().secateur_max_pool2d(shape.struct, images.data_ptr(), out.data_ptr(), _plan(0, threads))
+    status = library().secateur_max_pool2d(shape.struct, images.data_ptr(), out.data_ptr(), plan_of(0, threads))
     check(status, "a maximum over images")
     return Blocked(out, *shape.size) if blocked else out
 
@@ -335,83 +250,3 @@ def are_images(x: object) -> bool:
         return False
     plain = data.dtype is torch.float32 and data.is_cpu and data.layout is torch.strided
     return plain and not (data.requires_grad and torch.is_grad_enabled())
-
-
-def _check_all(x: Tensor, rows: int, bias: Tensor | None, residual: Tensor | None, activation: str) -> None:
-    check_floats("the input", x)
-    if bias is not None:
-        check_bias(bias, rows)
-    if residual is not None:
-        check_floats("the residual", residual)
-    if activation not in ACTIVATIONS:
-        check_choice("activation", activation, ACTIVATIONS)
-
-
-def check_floats(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not dense float32 on the CPU, or that wants a gradient.
-
-    Raises:
-        SparseError: Says what it is, and what to do.
-    """
-    if not (tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided):
-        raise SparseError(
-            f"sparse kernels take dense float32 on the CPU, and {name} is {tensor.dtype} on {tensor.device} with "
-            f"layout {tensor.layout}; convert it with .float().cpu()"
-        )
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise SparseError(
-            f"sparse kernels have no backward pass, and {name} wants a gradient; wrap the call in "
-            "torch.inference_mode() or torch.no_grad()"
-        )
-
-
-def check_bias(bias: Tensor, rows: int) -> None:
-    """Refuse a bias that is not one float32 for each output.
-
-    Raises:
-        SparseError: Says what came, and what was expected.
-    """
-    check_floats("the bias", bias)
-    if tuple(bias.shape) != (rows,):
-        raise SparseError(f"expected a bias of shape ({rows},), got {tuple(bias.shape)}")
-
-
-def as_vectors(x: Tensor, count: int) -> Tensor:
-    """Return vectors as rows, contiguous or the transpose of a contiguous matrix: what the kernels can read."""
-    matrix = x.reshape(count, x.shape[-1])
-    step, stride = matrix.stride()
-    if (stride == 1 and step >= matrix.shape[1]) or (step == 1 and stride >= count):
-        return matrix
-    return matrix.contiguous()
-
-
-def spread(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return vectors of a matrix in several dimensions again; their strides allow it without a copy."""
-    out: Tensor = x.view(*shape, x.shape[-1])
-    return out
-
-
-def _matrix_like(x: Tensor, other: Tensor) -> Tensor:
-    """Return a matrix in the strides of another one."""
-    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
-
-
-def _plan(tile: int, threads: int | None) -> PlanStruct:
-    if type(tile) is not int or not 0 <= tile <= 256 or tile & (tile - 1):
-        raise SparseError(f"tile must be a power of two up to 256, or 0 to leave it to the kernels; got {tile!r}")
-    if threads is None:
-        threads = torch.get_num_threads()
-    elif type(threads) is not int or not 1 <= threads < 2**31:
-        raise SparseError(
-            f"threads must be a whole number of at least 1, or None for as many as torch's; got {threads!r}"
-        )
-    return PlanStruct(threads, tile)
-
-
-def _epilogue(bias: Tensor | None, residual: Tensor | None, activation: str) -> EpilogueStruct:
-    # Both contiguous, and kept alive by the caller.
-    return EpilogueStruct(
-        None if bias is None else bias.data_ptr(),
-        None if residual is None else residual.data_ptr(),
-        ACTIVATIONS.index(activation),
-    )
