@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from secateur.errors import SecateurWarning, SparseError, check_whole
 from secateur.inputs import split_inputs
@@ -27,13 +26,10 @@ from secateur.sparse.library import engine, reason
 from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
-from secateur.sparse.watch import inputs_of
+from secateur.sparse.watch import LARGEST_DIFFERENCE, answers, difference, inputs_of
 
 LEAST_SPARSITY = 0.4
 """Layers with fewer zeros stay dense without being measured: no kernel gains there."""
-
-LARGEST_DIFFERENCE = 1e-4
-"""Of the answers from the dense model's, relative to the largest; sums in another order differ by less."""
 
 RUNS = 20
 
@@ -136,7 +132,7 @@ def compile(  # as torch.compile
     check_whole("threads", threads, error=SparseError)
     path = default_cache() if cache is True else Path(cache) if cache else None
     with torch_threads(threads), torch.inference_mode(False), torch.no_grad():
-        expected = dense(*args, **kwargs)
+        expected = answers(dense, args, kwargs)
         fused = fuse(copy.deepcopy(dense), args, kwargs)
         tuner = Tuner(threads, path)
         candidates = [n for n, m in fused.model.named_modules() if _candidate(m) or isinstance(m, nn.MaxPool2d)]
@@ -158,7 +154,7 @@ def compile(  # as torch.compile
             rows, threads, engine(), fused.traced, fused.folded, left=_left(fused.model, set(layers))
         )
         compiled = Compiled(fused.model, report, fused)
-        report.difference = _difference(expected, compiled(*args, **kwargs))
+        report.difference = difference(expected, answers(compiled, args, kwargs))
         if not report.difference <= LARGEST_DIFFERENCE:
             raise SparseError(
                 f"the compiled model's answers differ from the dense one's by {report.difference:.1e} of the largest, "
@@ -311,14 +307,3 @@ def _row(name: str, problem: Problem, tuned: Tuned, fused: Fused) -> LayerReport
         residual=name in fused.residuals,
         cached=tuned.cached,
     )
-
-
-def _difference(expected: Any, got: Any) -> float:
-    """Return the largest difference of two nested answers, relative to the largest expected value of each tensor."""
-    worst = 0.0
-    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
-            worst = max(worst, float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30)))
-        elif isinstance(a, Tensor) and not torch.equal(a, b):
-            return math.inf
-    return worst

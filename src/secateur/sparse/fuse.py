@@ -10,6 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from secateur.sparse.attention import Attention, Encoder, plain_attention
 from secateur.sparse.image_layers import ImageLayer
-from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_of
+from secateur.sparse.known import IDLE, NORMS, PaddedConv2d, activation_of
 from secateur.sparse.layers import SparseLinear
-from secateur.sparse.plain import plain_layers_, replace_
-from secateur.sparse.watch import Calls, watch
+from secateur.sparse.lines import LineConv1d, as_images_, keep_images_
+from secateur.sparse.plain import is_layer, plain_layers_, replace_
+from secateur.sparse.watch import LARGEST_DIFFERENCE, Calls, answers, difference, watch
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -33,6 +36,7 @@ _FUNCTIONS: dict[Any, str] = {
     F.silu: "silu",
     F.gelu: "gelu",
 }
+_DIMENSIONS: dict[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, PaddedConv2d: 4}
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -56,32 +60,38 @@ class Fused:
 
 
 def fold_norms_(model: nn.Module, calls: Calls) -> int:
-    """Fold every batch norm that alone reads a layer's output into that layer; return how many."""
+    """Fold every batch norm that alone reads a layer's output into that layer; return how many.
+
+    Norms work along the second dimension, which is the one of the outputs for vectors, or images and lines in batches.
+    """
     count = 0
     for producer, consumer in calls.pairs():
         layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
         if not isinstance(norm, NORMS) or norm.running_mean is None or norm.training:
             continue
-        if isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, PaddedConv2d):
-            replace_(model, producer, fuse_conv_bn_eval(layer, norm))
-        elif type(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
-            replace_(model, producer, fuse_linear_bn_eval(layer, norm))
-        else:
+        if calls.dimensions[consumer] != _DIMENSIONS.get(type(layer)):
             continue
+        if type(layer) in (nn.Conv1d, nn.Conv2d, PaddedConv2d):
+            assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+            replace_(model, producer, fuse_conv_bn_eval(layer, norm))
+        else:
+            assert isinstance(layer, nn.Linear)
+            replace_(model, producer, fuse_linear_bn_eval(layer, norm))
         replace_(model, consumer, nn.Identity())
         count += 1
     return count
 
 
 class _Tracer(fx.Tracer):
-    """Leaves activations of other libraries whole, as torch's own, and convolutions that stand in for theirs.
+    """Leaves activations of other libraries whole, as torch's own, and layers that stand in for theirs.
 
     They are tried on numbers before, since a module that is called while a model is traced is itself traced.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.whole = {m for m in model.modules() if isinstance(m, PaddedConv2d) or activation_of(m) is not None}
+        stand_ins = (PaddedConv2d, Attention, Encoder)
+        self.whole = {m for m in model.modules() if isinstance(m, stand_ins) or activation_of(m) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or m in self.whole
@@ -108,18 +118,26 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
         args: Positional inputs of one forward pass.
         kwargs: Keyword inputs.
     """
-    if isinstance(model, LAYERS):
+    if is_layer(model):
         model = nn.Sequential(model)  # what has no parent cannot be replaced
+    model = plain_attention(model, args, kwargs)
     plain_layers_(model, args, kwargs)
     folded = fold_norms_(model, watch(model, args, kwargs))
+    as_images_(model)
     graph = traced(model) if not kwargs else None
     if graph is not None:
         _drop_idle(graph)
-        with torch.no_grad():
-            try:
-                fx.passes.shape_prop.ShapeProp(graph).propagate(*args)
-            except Exception:  # noqa: BLE001  # what was traced is not what runs
-                graph = None
+        lines = {f"{name}.conv" for name, module in model.named_modules() if isinstance(module, LineConv1d)}
+        keep_images_(graph.graph, lines, partial(_on_single_values, graph))
+        graph.recompile()
+        try:
+            found = answers(fx.passes.shape_prop.ShapeProp(graph).propagate, args, {})
+            # To tracing, `x += y` makes a new x, and whoever looks at the old one sees another.
+            other = difference(answers(model, args, {}), found) > LARGEST_DIFFERENCE
+        except Exception:  # noqa: BLE001  # what was traced is not what runs
+            other = True
+        if other:
+            graph = None
     if graph is None:
         return Fused(model, traced=False, folded=folded)
     return Fused(graph, traced=True, folded=folded)
@@ -139,38 +157,34 @@ def take_in_(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[
 
     ``fused.activations`` and ``fused.residuals`` say what each of them must do.
     """
-    if not fused.traced:
-        for producer, consumer, activation in _between_modules(fused.model, names, args, kwargs):
-            fused.activations[producer] = activation
-            replace_(fused.model, consumer, nn.Identity())
-        return
-    assert isinstance(fused.model, fx.GraphModule)
-    calls = _calls_of(fused.model.graph)
-    for node in list(fused.model.graph.nodes):
-        # One layer called several times must do the same each time.
-        if node.op == "call_module" and node.target in names and calls[node.target] == 1:
-            _take_in_graph(fused, node)
-    fused.model.graph.eliminate_dead_code()
-    fused.model.recompile()
+    for producer, consumer, activation in _between_modules(fused, names, args, kwargs):
+        fused.activations[producer] = activation
+        replace_(fused.model, consumer, nn.Identity())
+    if fused.traced:
+        _take_in_graph(fused, names)
 
 
 def activations_behind(fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
     """Return the activations that :func:`take_in_` would take into the layers named, with the model left as it is."""
-    if not fused.traced:
-        return {producer: activation for producer, _, activation in _between_modules(fused.model, names, args, kwargs)}
-    assert isinstance(fused.model, fx.GraphModule)
+    between = {producer: activation for producer, _, activation in _between_modules(fused, names, args, kwargs)}
+    if not isinstance(fused.model, fx.GraphModule):
+        return between
     trial = Fused(fx.GraphModule(fused.model, copy.deepcopy(fused.model.graph)), traced=True)  # the weights are shared
-    take_in_(trial, names, args, kwargs)
-    return trial.activations
+    _take_in_graph(trial, names)
+    return between | trial.activations
 
 
 def _between_modules(
-    model: nn.Module, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield layers, the modules that alone read their outputs, and the activations that these are."""
-    for producer, consumer in watch(model, args, kwargs).pairs():
-        activation = activation_of(model.get_submodule(consumer))
-        if producer in names and activation:
+    """Yield layers, the modules that alone read their outputs, and the activations that these are; outside a graph."""
+    graph = fused.model.graph if isinstance(fused.model, fx.GraphModule) else fx.Graph()
+    known = _calls_of(graph)
+    if not names - set(known):
+        return
+    for producer, consumer in watch(fused.model, args, kwargs).pairs():
+        activation = activation_of(fused.model.get_submodule(consumer))
+        if producer in names and producer not in known and consumer not in known and activation:
             yield producer, consumer, activation
 
 
@@ -209,13 +223,23 @@ def keep_blocked_(model: nn.Module) -> None:
         own.blocked = all(reader is not None for reader in readers)
 
 
-def _take_in_graph(fused: Fused, node: fx.Node) -> None:
+def _take_in_graph(fused: Fused, names: set[str]) -> None:
+    assert isinstance(fused.model, fx.GraphModule)
+    calls = _calls_of(fused.model.graph)
+    for node in list(fused.model.graph.nodes):
+        # One layer called several times must do the same each time.
+        if node.op == "call_module" and node.target in names and calls[node.target] == 1:
+            _take_in_behind(fused, node)
+    fused.model.recompile()  # with what nobody reads: it may work in place
+
+
+def _take_in_behind(fused: Fused, node: fx.Node) -> None:
     graph = node.graph
     name, last = str(node.target), node
     reader = _only_reader(last)
     if reader is not None and _is_sum(reader):
         other = next((a for a in reader.args if a is not last), None)
-        if isinstance(other, fx.Node) and _shape(other) == _shape(last) is not None:
+        if isinstance(other, fx.Node) and _shape(other) == _shape(last) is not None and not _changes(reader, other):
             with graph.inserting_before(reader):
                 moved = graph.call_module(name, (*node.args, other))
             moved.meta = dict(reader.meta)
@@ -241,10 +265,20 @@ def _shape(node: fx.Node) -> Any:
     return getattr(meta, "shape", None)
 
 
+def _on_single_values(model: nn.Module, node: fx.Node) -> bool:
+    return _is_sum(node) or _activation(model, node) is not None
+
+
 def _is_sum(node: fx.Node) -> bool:
     return (
         node.op in ("call_function", "call_method") and node.target in _SUMS and len(node.args) == 2 and not node.kwargs
     )
+
+
+def _changes(node: fx.Node, other: fx.Node) -> bool:
+    """Whether a sum works in place on a tensor that is read again later, by its old name."""
+    in_place = node.target in (operator.iadd, "add_") and node.args[0] is other
+    return in_place and any(node < user for user in other.users)
 
 
 def _activation(model: nn.Module, node: fx.Node) -> str | None:

@@ -1,4 +1,4 @@
-"""Layers of other libraries that do what torch's own do, found by trying them."""
+"""Layers that do what the kernels' do, under another name: those of other libraries are found by trying them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ _Conv = TypeVar("_Conv", bound=nn.Conv2d)
 
 
 def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Put torch's own layers in the place of subclasses that do the same; libraries pad in forwards of their own.
+    """Put layers that the kernels know in the place of others that do the same.
 
-    They are tried on the input of one forward pass, and on larger ones, up to a stride: what they pad may depend on
-    sizes.
+    Subclasses of torch's, which may pad in forwards of their own, and layers that keep the weight of a linear one the
+    other way round are tried on the input of one forward pass, and on larger ones, up to a stride: what they pad may
+    depend on sizes.
     """
-    others = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS) and type(m) not in LAYERS}
+    others = {n: m for n, m in model.named_modules() if _is_other(m)}
     if not others:
         return
     for name, x in inputs_of(model, others, args, kwargs).items():
         module = others[name]
+        if not x.is_floating_point():
+            continue
         larger = max(module.stride) if isinstance(module, nn.Conv2d) else 0
         probes = [x, *(torch.rand_like(F.pad(x, (0, n, 0, n) if larger else ())) for n in range(1, max(larger, 2)))]
         for plain in _plain(module, x):
@@ -36,12 +39,35 @@ def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
                 break
 
 
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _is_other(module: nn.Module) -> bool:
+    """Whether a module might be one of torch's layers under another name."""
+    if isinstance(module, LAYERS):
+        return type(module) not in LAYERS
+    weight, alone = module._parameters.get("weight"), not module._modules and not module._buffers
+    return alone and weight is not None and weight.dim() == 2 and module._parameters.keys() == {"weight", "bias"}
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a single layer, also under another name."""
+    return isinstance(module, (*LAYERS, nn.Conv1d)) or _is_other(module)
+
+
 def _plain(module: nn.Module, x: Tensor) -> Iterator[nn.Module]:
-    """Yield layers with the weights and settings of a subclass of torch's: torch's own, others that pad otherwise."""
-    if set(module._parameters) != {"weight", "bias"} or module._forward_hooks or module._forward_pre_hooks:
+    """Yield layers with the weights and settings of another: torch's own, others that pad otherwise."""
+    if set(module._parameters) != {"weight", "bias"} or _hooked(module):
         return
     if isinstance(module, nn.Linear):
         yield _filled(nn.Linear(module.in_features, module.out_features, module.bias is not None, "meta"), module)
+    elif not isinstance(module, nn.Conv2d):
+        weight = module.get_parameter("weight")
+        for matrix in (weight, weight.detach().t().contiguous()):
+            plain = _filled(nn.Linear(matrix.shape[1], matrix.shape[0], module.bias is not None, "meta"), module)
+            plain.weight = nn.Parameter(matrix, requires_grad=False)
+            yield plain
     elif isinstance(module, nn.Conv2d):
         yield _convolution(nn.Conv2d, module, module.padding)
         for pads in _paddings(module, x) if module.padding_mode == "zeros" else ():
@@ -102,7 +128,11 @@ def _same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
             a, b = one(x), other(x)
         except Exception:  # noqa: BLE001  # made for other sizes, or for other inputs
             return False
-    return isinstance(a, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if not isinstance(a, Tensor) or a.shape != b.shape:
+        return False
+    # What multiplies by a weight the other way round adds in another order.
+    exact = isinstance(one, LAYERS)
+    return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
 
 
 def replace_(model: nn.Module, name: str, new: nn.Module) -> None:

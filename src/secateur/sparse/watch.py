@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -11,10 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur.sparse.known import LAYERS, NORMS, activation_of
 from secateur.sparse.layers import SparseLayer
+
+LARGEST_DIFFERENCE = 1e-4
+"""Of the answers from the dense model's, relative to the largest; sums in another order differ by less."""
+
+
+def answers(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a model makes of copies of its inputs, without gradients: it may work on them in place."""
+    copies: dict[int, Tensor] = {}  # one tensor given twice is one tensor
+
+    def copied(tensor: Tensor) -> Tensor:
+        return copies.setdefault(id(tensor), tensor.detach().clone())
+
+    args, kwargs = tree_map_only(Tensor, copied, (args, kwargs))
+    with torch.no_grad():
+        return model(*args, **kwargs)
+
+
+def difference(expected: Any, got: Any) -> float:
+    """Return the largest difference of two nested answers, relative to the largest expected value of each tensor."""
+    worst = 0.0
+    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
+            worst = max(worst, float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30)))
+        elif isinstance(a, Tensor) and not torch.equal(a, b):
+            return math.inf
+    return worst
 
 
 def inputs_of(
@@ -34,8 +61,7 @@ def inputs_of(
     with ExitStack() as stack:
         for name in names:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(before(name)).remove)
-        stack.enter_context(torch.no_grad())
-        model(*args, **kwargs)
+        answers(model, args, kwargs)
     return found
 
 
@@ -45,6 +71,7 @@ class Calls:
 
     outputs: dict[int, str] = field(default_factory=dict)  # of layers, by tensor
     inputs: list[tuple[str, int]] = field(default_factory=list)  # of layers, norms and activations
+    dimensions: dict[str, int] = field(default_factory=dict)  # of the latest of these inputs
     count: Counter[str] = field(default_factory=Counter)
     reads: Counter[int] = field(default_factory=Counter)
     before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
@@ -84,6 +111,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
             calls.count[name] += 1
             if inputs and isinstance(inputs[0], Tensor):
                 calls.inputs.append((name, id(inputs[0])))
+                calls.dimensions[name] = inputs[0].dim()
                 calls.alive.append(inputs[0])
                 calls.before.append(calls.reads[id(inputs[0])])
 
@@ -93,7 +121,7 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
                 calls.reads[id(inputs[0])] = calls.before.pop() + 1
-            if isinstance(module, (*LAYERS, SparseLayer)) and isinstance(output, Tensor):
+            if isinstance(module, (*LAYERS, nn.Conv1d, SparseLayer)) and isinstance(output, Tensor):
                 calls.outputs[id(output)] = name
                 calls.alive.append(output)
 
@@ -101,10 +129,9 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, (*LAYERS, *NORMS, SparseLayer)) or activation_of(module):
+            if isinstance(module, (*LAYERS, nn.Conv1d, *NORMS, SparseLayer)) or activation_of(module):
                 stack.callback(module.register_forward_pre_hook(before(name)).remove)
                 stack.callback(module.register_forward_hook(after(name)).remove)
-        stack.enter_context(torch.no_grad())
         stack.enter_context(_Reads(calls))
-        model(*args, **kwargs)
+        answers(model, args, kwargs)
     return calls

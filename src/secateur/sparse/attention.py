@@ -1,0 +1,288 @@
+"""torch's own multi-head attention with linear layers for its projections, whose weights it keeps to itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.sparse.watch import answers
+
+Groups = tuple[str, ...]
+"""Which of queries, keys and values one product makes: ``("qkv",)``, ``("q", "kv")`` or ``("q", "k", "v")``."""
+
+_ACTIVATIONS: dict[Any, type[nn.Module]] = {F.relu: nn.ReLU, F.gelu: nn.GELU}
+
+
+class Attention(nn.Module):
+    r"""Multi-head attention, :math:`\mathrm{softmax}(Q K^T / \sqrt{d} + M) V` in every head, for inference.
+
+    Takes and returns what :class:`torch.nn.MultiheadAttention` does. Queries, keys and values that are made of the same
+    tensor are one product.
+
+    Attributes:
+        groups: Which of them; each is a linear layer of that name.
+        out_proj: Of all heads' results.
+        embed_dim: Features of the output.
+        num_heads: Heads.
+        batch_first: Whether batches come before positions.
+    """
+
+    # What torch's encoder layers look at before they pass their own modules by.
+    in_proj_weight = None
+    in_proj_bias = None
+    _qkv_same_embed_dim = True
+
+    def __init__(self, module: nn.MultiheadAttention, groups: Groups) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.batch_first = module.embed_dim, module.num_heads, module.batch_first
+        self.groups = groups
+        weights, biases = _projections(module)
+        for group in groups:
+            weight = torch.cat([weights[name] for name in group])
+            self.add_module(group, _linear(weight, torch.cat([biases[name] for name in group]) if biases else None))
+        self.out_proj = _linear(module.out_proj.weight, module.out_proj.bias)
+        self.eval()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output, shaped as the queries, and the weights of the keys where they are needed.
+
+        Args:
+            query: ``[positions, features]``, or ``[batch, positions, features]`` (``batch_first``) or
+                ``[positions, batch, features]``.
+            key: In the same order.
+            value: In the same order.
+            key_padding_mask: ``[batch, keys]`` or ``[keys]``; True, or a number to add to scores.
+            need_weights: Return the weights, too.
+            attn_mask: ``[positions, keys]`` or ``[batch * heads, positions, keys]``, likewise.
+            average_attn_weights: Return the mean over heads.
+            is_causal: A hint that nothing here needs: the mask says it.
+
+        Raises:
+            RuntimeError: When the hint comes without a mask, or a mask has another shape or dtype, as in torch.
+        """
+        if is_causal and attn_mask is None:
+            raise RuntimeError("need attn_mask if specifying the is_causal hint")
+        q, k, v = (self._heads(part, query.dim()) for part in self._projected(query, key, value))
+        mask = _merged(attn_mask, key_padding_mask, q, k)
+        weights: Tensor | None = None
+        if need_weights:
+            scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+            weights = torch.softmax(scores if mask is None else scores + mask, -1)
+            out = weights @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask)
+        out = out.transpose(1, 2).flatten(2)
+        if query.dim() == 2:
+            out = out.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights.squeeze(0) if query.dim() == 2 else weights
+        return self.out_proj(out), weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        given, out = {"q": query, "k": key, "v": value}, []
+        for group in self.groups:
+            layer, source, parts = self.get_submodule(group), None, ()
+            for i, name in enumerate(group):
+                if source is None or given[name] is not source:  # right for other tensors than in the example, too
+                    source = given[name]
+                    parts = layer(source).chunk(len(group), -1)
+                out.append(parts[i])
+        return out
+
+    def _heads(self, x: Tensor, dimensions: int) -> Tensor:
+        """Return ``[batch, heads, positions, features of a head]``."""
+        if dimensions == 2:
+            x = x.unsqueeze(0)
+        elif not self.batch_first:
+            x = x.transpose(0, 1)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Encoder(nn.TransformerEncoder):
+    """torch's encoder, without its nested tensors, which no layer but its own takes.
+
+    With them, positions behind the end of a shorter sequence come out as zeros; so they do here.
+    """
+
+    @classmethod
+    def of(cls, module: nn.TransformerEncoder) -> Encoder:
+        """Return an encoder that shares everything with torch's."""
+        encoder = cls.__new__(cls)
+        encoder.__dict__ = module.__dict__ | {"use_nested_tensor": False}
+        return encoder
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """Return what torch's encoder does."""
+        out = super().forward(src, mask, src_key_padding_mask, is_causal)
+        if src_key_padding_mask is None or mask is not None or src.dim() != 3:
+            return out
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled():  # torch's makes no nested tensors then
+            return out
+        beyond = src_key_padding_mask != 0
+        if not bool((beyond[:, :-1] <= beyond[:, 1:]).all()):
+            return out
+        zero = out.new_zeros(out.shape[-1])
+        return torch.where(beyond.unsqueeze(-1), zero if self.norm is None else self.norm(zero), out)
+
+
+def plain_attention(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """Return a model with its multi-head attentions, and the encoders around them, replaced by those above.
+
+    A model that looks at what is inside them keeps them.
+    """
+    groups = _groups(model, args, kwargs)
+    if not groups:
+        return model
+    change = _Change(groups)
+    new = change.of(model)
+    try:
+        answers(new, args, kwargs)
+    except Exception:  # noqa: BLE001  # whatever a model misses inside them
+        for back in reversed(change.undo):
+            back()
+        return model
+    return new
+
+
+class _Change:
+    """Modules that take the place of others, and how to go back."""
+
+    def __init__(self, groups: Mapping[nn.Module, Groups]) -> None:
+        self.groups = groups
+        self.undo: list[Callable[[], None]] = []
+        self._done: dict[nn.Module, nn.Module] = {}
+
+    def of(self, module: nn.Module) -> nn.Module:
+        """Return what takes a module's place, its children replaced: mostly itself."""
+        if module not in self._done:
+            self._done[module] = module  # in a circle
+            for name, child in list(module._modules.items()):
+                if child is not None:
+                    self.undo.append(partial(module._modules.__setitem__, name, child))
+                    module._modules[name] = self.of(child)
+            self._done[module] = self._alone(module)
+        return self._done[module]
+
+    def _alone(self, module: nn.Module) -> nn.Module:
+        if module in self.groups:
+            assert isinstance(module, nn.MultiheadAttention)
+            return Attention(module, self.groups[module])
+        if _nests(module) and any(isinstance(m, Attention) for m in module.modules()):
+            assert isinstance(module, nn.TransformerEncoder)
+            return Encoder.of(module)
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            kind = _ACTIVATIONS.get(module.activation) if isinstance(module.self_attn, Attention) else None
+            if kind is not None:  # as a module, which a layer can take in
+                self.undo.append(partial(_as_function, module, module.activation))
+                module.activation = kind()
+        return module
+
+
+def _as_function(layer: nn.Module, activation: Any) -> None:
+    del layer.activation
+    layer.activation = activation
+
+
+def _nests(module: nn.Module) -> bool:
+    return type(module) is nn.TransformerEncoder and bool(getattr(module, "use_nested_tensor", False))
+
+
+def _groups(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[nn.Module, Groups]:
+    """Return how the projections of each attention go together, from what one forward pass gives it."""
+    found: dict[nn.Module, Groups] = {}
+
+    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
+        together = given["key"] is given["value"] and _alike(module)
+        groups: Groups = ("q", "k", "v")
+        if together:
+            groups = ("qkv",) if given["query"] is given["key"] else ("q", "kv")
+        found[module] = groups if found.get(module, groups) == groups else ("q", "k", "v")
+
+    modules = [m for m in model.modules() if _replaceable(m)]
+    if not modules or any(_nests(m) and not isinstance(m.norm, nn.LayerNorm | None) for m in model.modules()):
+        return {}  # what another norm makes of positions beyond the end is not known
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        answers(model, args, kwargs)
+    return found
+
+
+def _replaceable(module: nn.Module) -> bool:
+    if type(module) is not nn.MultiheadAttention or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+
+
+def _alike(module: nn.Module) -> bool:
+    return bool(module._qkv_same_embed_dim)
+
+
+def _projections(module: nn.MultiheadAttention) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights, and the biases if there are any, of queries, keys and values."""
+    if _alike(module):
+        weights = module.in_proj_weight.chunk(3)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    biases = {} if module.in_proj_bias is None else dict(zip("qkv", module.in_proj_bias.chunk(3), strict=True))
+    return dict(zip("qkv", weights, strict=True)), biases
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """Return what is added to the scores ``[batch, heads, queries, keys]``, for both masks."""
+    batch, heads, keys = q.shape[0], q.shape[1], k.shape[2]
+    masks = []
+    if attn_mask is not None:
+        if attn_mask.shape not in ((q.shape[2], keys), (batch * heads, q.shape[2], keys)):
+            raise RuntimeError(
+                f"attn_mask must have shape {(q.shape[2], keys)} or {(batch * heads, q.shape[2], keys)}, got "
+                f"{tuple(attn_mask.shape)}"
+            )
+        mask = _additive(attn_mask, q)
+        masks.append(mask if mask.dim() == 2 else mask.view(batch, heads, *mask.shape[1:]))
+    if key_padding_mask is not None:
+        masks.append(_additive(key_padding_mask, q).view(batch, 1, 1, keys))
+    return masks[0] + masks[1] if len(masks) == 2 else masks[0] if masks else None
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.is_floating_point():
+        return mask
+    if mask.dtype != torch.bool:
+        raise RuntimeError(f"masks of attention are of bool or floats, got {mask.dtype}")
+    return torch.zeros(mask.shape, dtype=like.dtype).masked_fill_(mask, -math.inf)
