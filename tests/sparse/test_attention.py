@@ -192,7 +192,6 @@ def test_model_that_looks_inside_keeps_its_attentions() -> None:
     plain = plain_attention(model, (x,), {})
     assert plain is model
     assert type(plain.layer.self_attn) is nn.MultiheadAttention
-    assert not isinstance(plain.layer.activation, nn.Module)
 
 
 @pytest.mark.parametrize("option", ["add_bias_kv", "add_zero_attn"])
@@ -203,12 +202,14 @@ def test_attention_with_more_keys_stays(option: str) -> None:
     assert "in_proj_weight" in compiled.report.left
 
 
-def test_encoder_with_another_norm_stays() -> None:
+@pytest.mark.parametrize("norm", [None, nn.Softmax(1)])
+def test_encoder_with_any_norm(norm: nn.Module | None) -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    model, x = pruned(nn.TransformerEncoder(layer, 1, norm=nn.Softmax(1))), torch.randn(3, 7, 16)
+    model, x = pruned(nn.TransformerEncoder(layer, 1, norm=norm)), torch.randn(3, 7, 16)
     compiled = compile(model, x, cache=False, measure=False)
-    assert not any(isinstance(m, Encoder | Attention) for m in compiled.modules())
-    close(answers(compiled, x), answers(model, x))
+    assert isinstance(compiled.model, Encoder)
+    for masks in ({}, {"src_key_padding_mask": PADDED}):
+        close(answers(compiled, x, **masks), answers(model, x, **masks))
 
 
 def test_attention_used_twice_is_one_layer() -> None:

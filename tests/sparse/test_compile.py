@@ -94,6 +94,30 @@ def test_traced_model_takes_in_what_follows() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Scales(nn.Module):
+    """Does something else where an argument is left out."""
+
+    def __init__(self, silently: bool) -> None:
+        super().__init__()
+        self.a, self.silently = nn.Linear(16, 16), silently
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        if self.silently:
+            out: Tensor = self.a(x).relu() + x
+            return out * 1.0 if scale is None else F.dropout(out, training=False)  # the same, until there is a scale
+        return F.scaled_dot_product_attention(x, x, self.a(x), scale)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+@pytest.mark.parametrize("silently", [True, False])
+def test_argument_that_is_left_out_is_no_stand_in(silently: bool) -> None:
+    model, x = pruned(Scales(silently)), torch.randn(3, 5, 16)
+    compiled = compile(model, x, cache=False, measure=False)
+    assert compiled.report.traced != silently
+    for given in ((x,), (x, torch.zeros(5, 5))):
+        torch.testing.assert_close(answers(compiled, *given), answers(model, *given), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("sparse_wins")
 def test_untraceable_model_takes_in_activations_between_modules() -> None:
     model = pruned(Branching(), 0.8)

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         batch_first: Whether batches come before positions.
     """
 
-    # What torch's encoder layers look at before they pass their own modules by.
+    # What torch's layers look at.
     in_proj_weight = None
     in_proj_bias = None
     _qkv_same_embed_dim = True
@@ -122,13 +122,18 @@ class Encoder(nn.TransformerEncoder):
     """torch's encoder, without its nested tensors, which no layer but its own takes.
 
     With them, positions behind the end of a shorter sequence come out as zeros; so they do here.
+
+    Attributes:
+        nests: Whether torch's would make them.
     """
+
+    nests: bool
 
     @classmethod
     def of(cls, module: nn.TransformerEncoder) -> Encoder:
         """Return an encoder that shares everything with torch's."""
         encoder = cls.__new__(cls)
-        encoder.__dict__ = module.__dict__ | {"use_nested_tensor": False}
+        encoder.__dict__ = module.__dict__ | {"nests": bool(getattr(module, "use_nested_tensor", False))}
         return encoder
 
     def forward(
@@ -138,35 +143,36 @@ class Encoder(nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
-        """Return what torch's encoder does."""
-        out = super().forward(src, mask, src_key_padding_mask, is_causal)
-        if src_key_padding_mask is None or mask is not None or src.dim() != 3:
-            return out
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled():  # torch's makes no nested tensors then
-            return out
-        beyond = src_key_padding_mask != 0
-        if not bool((beyond[:, :-1] <= beyond[:, 1:]).all()):
-            return out
-        zero = out.new_zeros(out.shape[-1])
-        return torch.where(beyond.unsqueeze(-1), zero if self.norm is None else self.norm(zero), out)
+        """Return what torch's encoder does; the mask says whether it is causal."""
+        out = src
+        for layer in self.layers:
+            out = layer(out, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        if src_key_padding_mask is not None and mask is None and self._nests(src):
+            beyond = src_key_padding_mask != 0
+            if bool((beyond[:, :-1] <= beyond[:, 1:]).all()):
+                out = out.masked_fill(beyond.unsqueeze(-1), 0.0)
+        return out if self.norm is None else self.norm(out)
+
+    def _nests(self, x: Tensor) -> bool:
+        """Whether torch's encoder would make nested tensors of sequences of several lengths."""
+        return self.nests and x.dim() == 3 and not torch.compiler.is_compiling() and not torch.is_autocast_enabled()
 
 
 def plain_attention(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     """Return a model with its multi-head attentions, and the encoders around them, replaced by those above.
 
-    A model that looks at what is inside them keeps them.
+    A model that looks at what is inside an attention keeps it.
     """
-    groups = _groups(model, args, kwargs)
-    if not groups:
+    if not any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return model
-    change = _Change(groups)
+    change = _Change(_groups(model, args, kwargs))
     new = change.of(model)
     try:
         answers(new, args, kwargs)
     except Exception:  # noqa: BLE001  # whatever a model misses inside them
         for back in reversed(change.undo):
             back()
-        return model
+        new = _Change({}).of(model)
     return new
 
 
@@ -193,11 +199,14 @@ class _Change:
         if module in self.groups:
             assert isinstance(module, nn.MultiheadAttention)
             return Attention(module, self.groups[module])
-        if _nests(module) and any(isinstance(m, Attention) for m in module.modules()):
-            assert isinstance(module, nn.TransformerEncoder)
+        if type(module) is nn.TransformerEncoder:
             return Encoder.of(module)
+        if isinstance(module, nn.TransformerEncoderLayer):
+            # What torch's layers ask for before they call one function with all weights, instead of their modules.
+            self.undo.append(partial(setattr, module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
+            module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-            kind = _ACTIVATIONS.get(module.activation) if isinstance(module.self_attn, Attention) else None
+            kind = _ACTIVATIONS.get(module.activation)
             if kind is not None:  # as a module, which a layer can take in
                 self.undo.append(partial(_as_function, module, module.activation))
                 module.activation = kind()
@@ -207,10 +216,6 @@ class _Change:
 def _as_function(layer: nn.Module, activation: Any) -> None:
     del layer.activation
     layer.activation = activation
-
-
-def _nests(module: nn.Module) -> bool:
-    return type(module) is nn.TransformerEncoder and bool(getattr(module, "use_nested_tensor", False))
 
 
 def _groups(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[nn.Module, Groups]:
@@ -226,8 +231,6 @@ def _groups(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         found[module] = groups if found.get(module, groups) == groups else ("q", "k", "v")
 
     modules = [m for m in model.modules() if _replaceable(m)]
-    if not modules or any(_nests(m) and not isinstance(m.norm, nn.LayerNorm | None) for m in model.modules()):
-        return {}  # what another norm makes of positions beyond the end is not known
     with ExitStack() as stack:
         for module in modules:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)

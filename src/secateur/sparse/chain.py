@@ -280,14 +280,14 @@ def chained(model: nn.Module) -> nn.Module:
     runs = list(_runs(graph, modules))
     if not runs:
         return model
+    holder = nn.Module()
+    holder.__dict__ = model.__dict__ | {"_modules": dict(model._modules)}
     for count, run in enumerate(runs):
         name = f"secateur_chain_{count}"
         while name in modules:
             name += "_"
-        modules[name] = _put_together(graph, run, modules, name)
-    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    attributes = {t: modules[t] if t in modules else operator.attrgetter(t)(model) for t in targets}
-    return fx.GraphModule(attributes, graph).eval()
+        holder._modules[name] = _put_together(graph, run, modules, name)
+    return fx.GraphModule(holder, graph).eval()
 
 
 def _runs(graph: fx.Graph, modules: dict[str, Any]) -> Iterator[list[fx.Node]]:

@@ -67,7 +67,10 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
     count = 0
     for producer, consumer in calls.pairs():
         layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
-        if not isinstance(norm, NORMS) or norm.running_mean is None or norm.training:
+        if type(norm) not in NORMS or norm.training:  # subclasses do more
+            continue
+        assert isinstance(norm, NORMS)
+        if norm.running_mean is None:
             continue
         if calls.dimensions[consumer] != _DIMENSIONS.get(type(layer)):
             continue
@@ -97,14 +100,35 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or m in self.whole
 
 
-def traced(model: nn.Module) -> fx.GraphModule | None:
-    """Return a model as a graph of its modules, or nothing where Python decides what it does."""
+def traced(model: nn.Module, given: int = 1) -> fx.GraphModule | None:
+    """Return a model as a graph of its modules, or nothing where Python decides what it does.
+
+    Stand-ins for tensors are never None. What arguments that are left out decide by being so is seen by tracing the
+    model without them too, and with each of them alone: the graph must be the same.
+
+    Args:
+        model: In evaluation mode.
+        given: Positional arguments that it is called with.
+    """
     try:
         graph = _Tracer(model).trace(model)
         graph._tracer_cls = None  # a pickle is traced again, by one that needs no model
+        left_out = {
+            node.target: node.args[0] for node in graph.find_nodes(op="placeholder", sort=True)[given:] if node.args
+        }
+        for there in {None: None, **left_out} if left_out else ():
+            absent = {name: default for name, default in left_out.items() if name != there}
+            if _steps(_Tracer(model).trace(model, concrete_args=absent)) != _steps(graph):
+                return None
         return fx.GraphModule(model, graph)
     except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
         return None
+
+
+def _steps(graph: fx.Graph) -> list[tuple[str, Any]]:
+    """Return what a graph calls, without its inputs and what tracing itself asks of them."""
+    asked = (operator.eq, torch._assert, fx._symbolic_trace._assert_is_none)
+    return [(node.op, node.target) for node in graph.nodes if node.op != "placeholder" and node.target not in asked]
 
 
 def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fused:
@@ -124,7 +148,7 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
     plain_layers_(model, args, kwargs)
     folded = fold_norms_(model, watch(model, args, kwargs))
     as_images_(model)
-    graph = traced(model) if not kwargs else None
+    graph = traced(model, len(args)) if not kwargs else None
     if graph is not None:
         _drop_idle(graph)
         lines = {f"{name}.conv" for name, module in model.named_modules() if isinstance(module, LineConv1d)}

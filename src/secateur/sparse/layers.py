@@ -64,8 +64,8 @@ class SparseLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Shape and dtype of the dense weight, without values: for code that looks at them first."""
-        return torch.empty(self._numbers["rows"], self._numbers["columns"], device="meta")
+        """Shape, dtype and device of the dense weight, for code that looks at them; every value is NaN."""
+        return torch.full((), math.nan).expand(self._numbers["rows"], self._numbers["columns"])
 
     @property
     def nbytes(self) -> int:

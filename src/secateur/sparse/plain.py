@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.sparse.known import LAYERS, PaddedConv2d
+from secateur.sparse.known import LAYERS, NORMS, PaddedConv2d
 from secateur.sparse.watch import inputs_of
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -44,9 +44,9 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _is_other(module: nn.Module) -> bool:
-    """Whether a module might be one of torch's layers under another name."""
-    if isinstance(module, LAYERS):
-        return type(module) not in LAYERS
+    """Whether a module might be one of torch's layers or norms under another name."""
+    if isinstance(module, (*LAYERS, *NORMS)):
+        return type(module) not in (*LAYERS, *NORMS)
     weight, alone = module._parameters.get("weight"), not module._modules and not module._buffers
     return alone and weight is not None and weight.dim() == 2 and module._parameters.keys() == {"weight", "bias"}
 
@@ -57,8 +57,16 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def _plain(module: nn.Module, x: Tensor) -> Iterator[nn.Module]:
-    """Yield layers with the weights and settings of another: torch's own, others that pad otherwise."""
+    """Yield layers with the weights and settings of another: torch's own, others that pad otherwise.
+
+    A norm may be followed by what it holds: libraries put it and an activation into one module.
+    """
     if set(module._parameters) != {"weight", "bias"} or _hooked(module):
+        return
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        kind = next(kind for kind in NORMS if isinstance(module, kind))
+        yield _norm(kind, module)
+        yield nn.Sequential(_norm(kind, module), *module.children())
         return
     if isinstance(module, nn.Linear):
         yield _filled(nn.Linear(module.in_features, module.out_features, module.bias is not None, "meta"), module)
@@ -74,6 +82,13 @@ def _plain(module: nn.Module, x: Tensor) -> Iterator[nn.Module]:
             padded = _convolution(PaddedConv2d, module, 0)
             padded.pads = pads
             yield padded
+
+
+def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], module: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+    tracks = module.track_running_stats
+    plain = kind(module.num_features, module.eps, module.momentum, module.affine, tracks, device="meta")
+    plain._buffers.update(module._buffers)
+    return _filled(plain, module)
 
 
 def _convolution(kind: type[_Conv], module: nn.Conv2d, padding: Any) -> _Conv:
@@ -131,7 +146,7 @@ def _same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
     if not isinstance(a, Tensor) or a.shape != b.shape:
         return False
     # What multiplies by a weight the other way round adds in another order.
-    exact = isinstance(one, LAYERS)
+    exact = isinstance(one, (*LAYERS, *NORMS))
     return torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
 
 
