@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test sanitize test-coverage lint install cards clean bench-speed bench-saliency bench-fashion-mnist \
   bench-coverage \
   bench-structural-speed bench-efficientnet bench-minilm bench-obs bench-obs-damping \
-  bench-founding bench-sparse
+  bench-founding bench-sparse bench-sparse-coverage
 
 demo: $(INSTALLED)
 	$(BIN)/secateur demo
@@ -79,6 +79,9 @@ bench-founding: $(INSTALLED)
 
 bench-coverage: $(ZOO)/.installed
 	$(ZOO)/bin/python benchmarks/coverage.py --jobs 2 --onnx
+
+bench-sparse-coverage: $(ZOO)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ZOO)/bin/python benchmarks/sparse_coverage.py
 
 bench-structural-speed: $(ZOO)/.installed
 	$(ZOO)/bin/python benchmarks/structural_speed.py

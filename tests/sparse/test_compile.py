@@ -188,6 +188,62 @@ class OwnLinear(nn.Linear):
         return x @ self.weight.t() + (0.0 if self.bias is None else self.bias)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm and an activation in one module, as timm's."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.drop(super().forward(x)))
+        return out
+
+
+class NormScaled(nn.BatchNorm2d):
+    """Does more than a norm, and holds nothing that would say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1.5
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_norms_of_other_libraries_are_known_by_what_they_do(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        layers = (nn.Conv2d(3, 8, 3), NormAct(8), nn.Conv2d(8, 8, 1), NormScaled(8), nn.Conv2d(8, 4, 1))
+        return pruned(nn.Sequential(*layers), 0.7)
+
+    x, dense = torch.randn(2, 3, 12, 12), model()
+    compiled = compile(dense, x, cache=False, measure=False)
+    assert compiled.report.folded == 1
+    assert compiled.fused.activations == {"0": "silu"}
+    assert type(compiled.model.get_submodule("3")) is NormScaled
+    torch.testing.assert_close(answers(compiled, x), answers(dense, x), rtol=1e-4, atol=1e-5)
+    save(compiled, tmp_path / "it.sparse.safetensors")
+    assert torch.equal(answers(load(tmp_path / "it.sparse.safetensors", model(), x), x), answers(compiled, x))
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_weights_that_are_looked_at_say_where_they_are_and_nothing_else() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + torch.ones(1, dtype=self.a.weight.dtype, device=self.a.weight.device) * self.b.weight.shape[0]
+            out: Tensor = self.b(self.a(x))
+            return out
+
+    model, x = pruned(Looks()), torch.randn(2, 3, 6, 6)
+    compiled = compile(model, x, cache=False, measure=False)
+    torch.testing.assert_close(answers(compiled, x), answers(model, x), rtol=1e-4, atol=1e-5)
+    weight = compiled.model.get_submodule("a").weight
+    assert isinstance(weight, Tensor)
+    assert (weight.shape, weight.dtype, weight.device.type) == ((8, 3), torch.float32, "cpu")
+    assert bool(weight.isnan().all())
+
+
 @pytest.mark.usefixtures("sparse_wins")
 def test_layers_of_other_libraries_are_known_by_what_they_do(tmp_path: Path) -> None:
     def model() -> nn.Module:

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from secateur.sparse.attention import Attention, Encoder, plain_attention
 from secateur.sparse.image_layers import ImageLayer
-from secateur.sparse.known import IDLE, NORMS, PaddedConv2d, activation_of
+from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_of
 from secateur.sparse.layers import SparseLinear
 from secateur.sparse.lines import LineConv1d, as_images_, keep_images_
 from secateur.sparse.plain import is_layer, plain_layers_, replace_
@@ -86,15 +86,15 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves activations of other libraries whole, as torch's own, and layers that stand in for theirs.
+    """Leaves layers, norms and activations of other libraries whole, as torch's own, and what stands in for theirs.
 
     They are tried on numbers before, since a module that is called while a model is traced is itself traced.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        stand_ins = (PaddedConv2d, Attention, Encoder)
-        self.whole = {m for m in model.modules() if isinstance(m, stand_ins) or activation_of(m) is not None}
+        whole = (*LAYERS, *NORMS, Attention, Encoder)
+        self.whole = {m for m in model.modules() if isinstance(m, whole) or activation_of(m) is not None}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or m in self.whole

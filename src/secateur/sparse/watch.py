@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,28 @@ class Calls:
     before: list[int] = field(default_factory=list)  # reads of the inputs of modules that are running
     alive: list[Tensor] = field(default_factory=list)  # so that no tensor's id is given to another
 
+    def begins(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note that a module is called."""
+        self.count[name] += 1
+        if inputs and isinstance(inputs[0], Tensor):
+            self.inputs.append((name, id(inputs[0])))
+            self.dimensions[name] = inputs[0].dim()
+            self.alive.append(inputs[0])
+            self.before.append(self.reads[id(inputs[0])])
+
+    def ends(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Note what a module returns, and return it under a name of its own."""
+        if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
+            self.reads[id(inputs[0])] = self.before.pop() + 1
+        if not isinstance(output, Tensor):
+            return output
+        if inputs and output is inputs[0]:  # it worked in place: what is read from now on is another tensor
+            output = output.view_as(output)
+        if isinstance(module, (*LAYERS, nn.Conv1d, SparseLayer)):
+            self.outputs[id(output)] = name
+            self.alive.append(output)
+        return output
+
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield a layer and the one module that reads its output, where both ran once and nothing else reads it."""
         for consumer, tensor in self.inputs:
@@ -105,33 +128,11 @@ class _Reads(TorchFunctionMode):
 def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
     """Run a model once and return who read what."""
     calls = Calls()
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            calls.count[name] += 1
-            if inputs and isinstance(inputs[0], Tensor):
-                calls.inputs.append((name, id(inputs[0])))
-                calls.dimensions[name] = inputs[0].dim()
-                calls.alive.append(inputs[0])
-                calls.before.append(calls.reads[id(inputs[0])])
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor):  # however often it looks at its input, it is one reader
-                calls.reads[id(inputs[0])] = calls.before.pop() + 1
-            if isinstance(module, (*LAYERS, nn.Conv1d, SparseLayer)) and isinstance(output, Tensor):
-                calls.outputs[id(output)] = name
-                calls.alive.append(output)
-
-        return hook
-
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, (*LAYERS, nn.Conv1d, *NORMS, SparseLayer)) or activation_of(module):
-                stack.callback(module.register_forward_pre_hook(before(name)).remove)
-                stack.callback(module.register_forward_hook(after(name)).remove)
+                stack.callback(module.register_forward_pre_hook(partial(calls.begins, name)).remove)
+                stack.callback(module.register_forward_hook(partial(calls.ends, name)).remove)
         stack.enter_context(_Reads(calls))
         answers(model, args, kwargs)
     return calls
