@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from coverage_models import Case, cases, outputs
 from secateur import Method, Target, prune_
 from secateur.allocate import Layerwise
 from secateur.sparse import compile, load, save
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, options
+from secateur.sparse.watch import difference
 
 SPARSITY = 0.9
 
@@ -31,14 +31,6 @@ def pack_everything() -> None:
 
     Tuner.tune = tune  # type: ignore[method-assign]
     Tuner.tune_pool = lambda *_: Tuned(Option("kernel"), 2.0, 1.0)  # type: ignore[method-assign]
-
-
-def difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest difference, relative to the largest value of each tensor."""
-    worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        worst = max(worst, float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)))
-    return worst
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -61,7 +53,7 @@ def measure(case: Case) -> dict[str, Any]:
     with torch.inference_mode():
         expected = [outputs(model(*args, **kwargs)) for args, kwargs in (given, other)]
         answers = [outputs(compiled(*args, **kwargs)) for args, kwargs in (given, other)]
-        found["difference"] = max(difference(a, b) for a, b in zip(answers, expected, strict=True))
+        found["difference"] = max(map(difference, expected, answers))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.sparse.safetensors"
             save(compiled, path)

@@ -71,8 +71,9 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         ours(x, x, x, attn_mask=torch.zeros(1, 5))
     with pytest.raises(RuntimeError, match=r"bool or floats, got torch\.int64"):
         ours(x, x, x, attn_mask=torch.zeros(5, 5, dtype=torch.int64))
-    with pytest.raises(RuntimeError):
-        ours(x, x, x, key_padding_mask=torch.zeros(1, 5, dtype=torch.bool))
+    for shape in ((1, 5), (5, 2), (10,)):
+        with pytest.raises(RuntimeError, match=r"key_padding_mask must have shape \(2, 5\)"):
+            ours(x, x, x, key_padding_mask=torch.zeros(shape, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

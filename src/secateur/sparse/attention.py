@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.sparse.watch import answers
+from secateur.sparse.known import hooked
+from secateur.sparse.watch import answers, kept
 
 Groups = tuple[str, ...]
 """Which of queries, keys and values one product makes: ``("qkv",)``, ``("q", "kv")`` or ``("q", "k", "v")``."""
@@ -121,7 +122,7 @@ class Attention(nn.Module):
 class Encoder(nn.TransformerEncoder):
     """torch's encoder, without its nested tensors, which no layer but its own takes.
 
-    With them, positions behind the end of a shorter sequence come out as zeros; so they do here.
+    With them, positions behind the end of a shorter sequence come out as zeros, without gradients; so they do here.
 
     Attributes:
         nests: Whether torch's would make them.
@@ -165,23 +166,24 @@ def plain_attention(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     """
     if not any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return model
-    change = _Change(_groups(model, args, kwargs))
-    new = change.of(model)
-    try:
-        answers(new, args, kwargs)
-    except Exception:  # noqa: BLE001  # whatever a model misses inside them
-        for back in reversed(change.undo):
-            back()
-        new = _Change({}).of(model)
-    return new
+    found = _groups(model, args, kwargs)
+    for groups in (found, {}) if found else ({},):
+        new, changed = kept(model, args, kwargs, partial(_changed, model, groups))
+        if changed:
+            return new
+    return model
+
+
+def _changed(model: nn.Module, groups: Mapping[nn.Module, Groups], undo: list[Callable[[], None]]) -> nn.Module:
+    return _Change(groups, undo).of(model)
 
 
 class _Change:
     """Modules that take the place of others, and how to go back."""
 
-    def __init__(self, groups: Mapping[nn.Module, Groups]) -> None:
+    def __init__(self, groups: Mapping[nn.Module, Groups], undo: list[Callable[[], None]]) -> None:
         self.groups = groups
-        self.undo: list[Callable[[], None]] = []
+        self.undo = undo
         self._done: dict[nn.Module, nn.Module] = {}
 
     def of(self, module: nn.Module) -> nn.Module:
@@ -199,12 +201,14 @@ class _Change:
         if module in self.groups:
             assert isinstance(module, nn.MultiheadAttention)
             return Attention(module, self.groups[module])
-        if type(module) is nn.TransformerEncoder:
+        if isinstance(module, nn.TransformerEncoder) and type(module).forward is nn.TransformerEncoder.forward:
             return Encoder.of(module)
         if isinstance(module, nn.TransformerEncoderLayer):
             # What torch's layers ask for before they call one function with all weights, instead of their modules.
-            self.undo.append(partial(setattr, module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
-            module.activation_relu_or_gelu = 0
+            asked = "activation_relu_or_gelu"
+            if asked in module.__dict__:
+                self.undo.append(partial(setattr, module, asked, module.__dict__[asked]))
+                setattr(module, asked, 0)
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             kind = _ACTIVATIONS.get(module.activation)
             if kind is not None:  # as a module, which a layer can take in
@@ -239,7 +243,7 @@ def _groups(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _replaceable(module: nn.Module) -> bool:
-    if type(module) is not nn.MultiheadAttention or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not nn.MultiheadAttention or hooked(module):
         return False
     return module.bias_k is None and module.bias_v is None and not module.add_zero_attn
 
@@ -279,6 +283,8 @@ def _merged(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor
         mask = _additive(attn_mask, q)
         masks.append(mask if mask.dim() == 2 else mask.view(batch, heads, *mask.shape[1:]))
     if key_padding_mask is not None:
+        if key_padding_mask.shape not in ((batch, keys), (keys,)) or (key_padding_mask.dim() == 1 and batch > 1):
+            raise RuntimeError(f"key_padding_mask must have shape {(batch, keys)}, got {tuple(key_padding_mask.shape)}")
         masks.append(_additive(key_padding_mask, q).view(batch, 1, 1, keys))
     return masks[0] + masks[1] if len(masks) == 2 else masks[0] if masks else None
 

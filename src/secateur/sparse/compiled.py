@@ -26,7 +26,7 @@ from secateur.sparse.library import engine, reason
 from secateur.sparse.plain import replace_
 from secateur.sparse.report import CompileReport, LayerReport
 from secateur.sparse.tune import Option, Problem, Tuned, Tuner, build, default_cache
-from secateur.sparse.watch import LARGEST_DIFFERENCE, answers, difference, inputs_of
+from secateur.sparse.watch import LARGEST_DIFFERENCE, answers, copied, difference, inputs_of, weights_used_elsewhere
 
 LEAST_SPARSITY = 0.4
 """Layers with fewer zeros stay dense without being measured: no kernel gains there."""
@@ -135,8 +135,9 @@ def compile(  # as torch.compile
         expected = answers(dense, args, kwargs)
         fused = fuse(copy.deepcopy(dense), args, kwargs)
         tuner = Tuner(threads, path)
-        candidates = [n for n, m in fused.model.named_modules() if _candidate(m) or isinstance(m, nn.MaxPool2d)]
-        inputs = inputs_of(fused.model, candidates, args, kwargs)
+        candidates = {n for n, m in fused.model.named_modules() if _candidate(m) or isinstance(m, nn.MaxPool2d)}
+        elsewhere = weights_used_elsewhere(fused.model, candidates, args, kwargs)
+        inputs = inputs_of(fused.model, candidates - elsewhere, args, kwargs)
         layers = _tune(fused, inputs, args, kwargs, tuner)
         names = {name for name, (_, tuned) in layers.items() if tuned.option.kind != "dense"}
         take_in_(fused, names, args, kwargs)
@@ -151,7 +152,7 @@ def compile(  # as torch.compile
         rows = [_row(name, problem, tuned, fused) for name, (problem, tuned) in layers.items()] + pools
         rows.sort(key=lambda row: places[row.name])
         report = CompileReport(
-            rows, threads, engine(), fused.traced, fused.folded, left=_left(fused.model, set(layers))
+            rows, threads, engine(), fused.traced, fused.folded, left=_left(fused.model, set(layers), elsewhere)
         )
         compiled = Compiled(fused.model, report, fused)
         report.difference = difference(expected, answers(compiled, args, kwargs))
@@ -168,6 +169,7 @@ def compile(  # as torch.compile
 
 def _measure(compiled: Compiled, dense: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     report = compiled.report
+    args, kwargs = copied(args, kwargs)  # a model may work on them in place
     found = measure_latency(
         {"dense": dense, "sparse": compiled}, args, kwargs, runs=RUNS, warmup=3, threads=report.threads
     )
@@ -245,7 +247,7 @@ def _replace_pools_(model: nn.Module, inputs: Mapping[str, Tensor], tuner: Tuner
     return rows
 
 
-def _left(model: nn.Module, measured: set[str]) -> dict[str, str]:
+def _left(model: nn.Module, measured: set[str], elsewhere: set[str]) -> dict[str, str]:
     """Return the weights with many zeros that were not measured, and why."""
     found = {}
     for name, parameter in model.named_parameters():
@@ -255,7 +257,9 @@ def _left(model: nn.Module, measured: set[str]) -> dict[str, str]:
         if 1 - float(parameter.count_nonzero()) / parameter.numel() < LEAST_SPARSITY:
             continue
         module = model.get_submodule(owner)
-        if own == "weight" and _candidate(module):
+        if owner in elsewhere:
+            found[name] = "since the model also computes with it outside of its layer"
+        elif own == "weight" and _candidate(module):
             found[name] = "since the example does not reach it"
         elif isinstance(module, nn.Conv2d) and module.groups > 1:
             found[name] = f"a convolution in {module.groups} groups"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from secateur.sparse.attention import Attention, Encoder, plain_attention
 from secateur.sparse.image_layers import ImageLayer
-from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_of
+from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_of, hooked
 from secateur.sparse.layers import SparseLinear
 from secateur.sparse.lines import LineConv1d, as_images_, keep_images_
 from secateur.sparse.plain import is_layer, plain_layers_, replace_
@@ -67,7 +67,7 @@ def fold_norms_(model: nn.Module, calls: Calls) -> int:
     count = 0
     for producer, consumer in calls.pairs():
         layer, norm = model.get_submodule(producer), model.get_submodule(consumer)
-        if type(norm) not in NORMS or norm.training:  # subclasses do more
+        if type(norm) not in NORMS or norm.training or hooked(layer) or hooked(norm):  # subclasses do more
             continue
         assert isinstance(norm, NORMS)
         if norm.running_mean is None:
@@ -100,35 +100,41 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or m in self.whole
 
 
-def traced(model: nn.Module, given: int = 1) -> fx.GraphModule | None:
+def traced(model: nn.Module) -> fx.GraphModule | None:
     """Return a model as a graph of its modules, or nothing where Python decides what it does.
 
-    Stand-ins for tensors are never None. What arguments that are left out decide by being so is seen by tracing the
-    model without them too, and with each of them alone: the graph must be the same.
+    Stand-ins for tensors are never None. What arguments decide by being left out is seen by tracing the model without
+    them too, without all and with each alone: the graph must be the same.
 
     Args:
         model: In evaluation mode.
-        given: Positional arguments that it is called with.
     """
     try:
         graph = _Tracer(model).trace(model)
         graph._tracer_cls = None  # a pickle is traced again, by one that needs no model
-        left_out = {
-            node.target: node.args[0] for node in graph.find_nodes(op="placeholder", sort=True)[given:] if node.args
-        }
-        for there in {None: None, **left_out} if left_out else ():
-            absent = {name: default for name, default in left_out.items() if name != there}
-            if _steps(_Tracer(model).trace(model, concrete_args=absent)) != _steps(graph):
+        optional = {node.target: node.args[0] for node in graph.find_nodes(op="placeholder") if node.args}
+        for there in {None: None, **optional} if optional else ():
+            absent = {name: default for name, default in optional.items() if name != there}
+            if _steps(_Tracer(model).trace(model, concrete_args=absent), {}) != _steps(graph, absent):
                 return None
         return fx.GraphModule(model, graph)
     except Exception:  # noqa: BLE001  # a model may raise anything when its tensors are stand-ins
         return None
 
 
-def _steps(graph: fx.Graph) -> list[tuple[str, Any]]:
-    """Return what a graph calls, without its inputs and what tracing itself asks of them."""
+def _steps(graph: fx.Graph, absent: Mapping[Any, Any]) -> list[tuple[Any, ...]]:
+    """Return what a graph calls on what, some of its inputs replaced; without what tracing itself asks of them."""
     asked = (operator.eq, torch._assert, fx._symbolic_trace._assert_is_none)
-    return [(node.op, node.target) for node in graph.nodes if node.op != "placeholder" and node.target not in asked]
+    values: dict[fx.Node, Any] = {}
+    steps: list[tuple[Any, ...]] = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = absent.get(node.target, f"input {node.target}")
+        elif node.target not in asked:
+            values[node] = f"value {len(steps)}"
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            steps.append((node.op, node.target, args, kwargs))
+    return steps
 
 
 def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fused:
@@ -142,13 +148,13 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
         args: Positional inputs of one forward pass.
         kwargs: Keyword inputs.
     """
-    if is_layer(model):
+    if is_layer(model) and (len(args), list(kwargs)) in ((1, []), (0, ["input"])):
         model = nn.Sequential(model)  # what has no parent cannot be replaced
     model = plain_attention(model, args, kwargs)
     plain_layers_(model, args, kwargs)
     folded = fold_norms_(model, watch(model, args, kwargs))
     as_images_(model)
-    graph = traced(model, len(args)) if not kwargs else None
+    graph = traced(model) if not kwargs else None
     if graph is not None:
         _drop_idle(graph)
         lines = {f"{name}.conv" for name, module in model.named_modules() if isinstance(module, LineConv1d)}
@@ -170,7 +176,8 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
 def _drop_idle(model: fx.GraphModule) -> None:
     """Take modules out of the graph that do nothing in evaluation mode: folded norms, dropout."""
     for node in list(model.graph.nodes):
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), IDLE) and len(node.args) == 1:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(module) in IDLE and not hooked(module) and len(node.args) == 1:
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
     model.recompile()
@@ -202,8 +209,7 @@ def _between_modules(
     fused: Fused, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield layers, the modules that alone read their outputs, and the activations that these are; outside a graph."""
-    graph = fused.model.graph if isinstance(fused.model, fx.GraphModule) else fx.Graph()
-    known = _calls_of(graph)
+    known = _calls_of(fused.model)
     if not names - set(known):
         return
     for producer, consumer in watch(fused.model, args, kwargs).pairs():
@@ -212,9 +218,12 @@ def _between_modules(
             yield producer, consumer, activation
 
 
-def _calls_of(graph: fx.Graph) -> Counter[Any]:
-    """Return how often a graph calls each of its modules."""
-    return Counter(node.target for node in graph.nodes if node.op == "call_module")
+def _calls_of(model: nn.Module) -> dict[str, int]:
+    """Return how often a graph calls each of its modules, by every name that it calls it by."""
+    nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
+    called = {str(node.target): model.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"}
+    count = Counter(called[str(node.target)] for node in nodes if node.op == "call_module")
+    return {name: count[module] for name, module in called.items()}
 
 
 def keep_feature_major_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -239,7 +248,7 @@ def keep_blocked_(model: nn.Module) -> None:
         module = modules[str(node.target)] if node.op == "call_module" else None
         return module if isinstance(module, ImageLayer) else None
 
-    calls = _calls_of(model.graph)
+    calls = _calls_of(model)
     for node in model.graph.nodes:
         own, readers = layer(node), [layer(user) for user in node.users]
         if own is None or calls[node.target] > 1 or not readers:
@@ -249,7 +258,7 @@ def keep_blocked_(model: nn.Module) -> None:
 
 def _take_in_graph(fused: Fused, names: set[str]) -> None:
     assert isinstance(fused.model, fx.GraphModule)
-    calls = _calls_of(fused.model.graph)
+    calls = _calls_of(fused.model)
     for node in list(fused.model.graph.nodes):
         # One layer called several times must do the same each time.
         if node.op == "call_module" and node.target in names and calls[node.target] == 1:
@@ -300,9 +309,8 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _changes(node: fx.Node, other: fx.Node) -> bool:
-    """Whether a sum works in place on a tensor that is read again later, by its old name."""
-    in_place = node.target in (operator.iadd, "add_") and node.args[0] is other
-    return in_place and any(node < user for user in other.users)
+    """Whether a sum works in place on a tensor that may be read again later, by its old name or as part of another."""
+    return node.target in (operator.iadd, "add_") and node.args[0] is other
 
 
 def _activation(model: nn.Module, node: fx.Node) -> str | None:

@@ -75,8 +75,9 @@ class ImageLayer(nn.Module):
     convolution: Convolution
     blocked: bool
 
-    def forward(self, x: Tensor | Blocked, residual: Tensor | Blocked | None = None) -> Any:
+    def forward(self, input: Tensor | Blocked, residual: Tensor | Blocked | None = None) -> Any:
         """Return the output images, ``[batch, channels, height, width]``; a single image may come without its batch."""
+        x = input
         if isinstance(x, Tensor) and x.dim() == 3:
             added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
             return self.run(x.unsqueeze(0), added, False).squeeze(0)  # blocks do not say that there was no batch

@@ -30,6 +30,12 @@ class PaddedConv2d(nn.Conv2d):
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
+
+def hooked(module: nn.Module | None) -> bool:
+    """Whether something else happens when a module is called."""
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 _PROBE = torch.cat([torch.linspace(-12, 12, 301), torch.tensor([0.0, 1e-3, -1e-3, 80.0, -80.0])])
 
 
@@ -41,7 +47,7 @@ def activation_of(module: nn.Module) -> str | None:
     if type(module) in (nn.ReLU, nn.ReLU6, nn.SiLU):
         return type(module).__name__.lower()
     alone = not any(True for _ in module.children()) and not module._parameters and not module._buffers
-    if not alone or isinstance(module, IDLE) or module._forward_hooks or module._forward_pre_hooks:
+    if not alone or isinstance(module, IDLE) or hooked(module):
         return None
     with torch.no_grad():
         try:

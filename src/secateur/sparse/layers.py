@@ -120,8 +120,9 @@ class SparseLinear(SparseLayer):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_prepared": None}
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the outputs, ``[..., rows]``."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the outputs, ``[..., rows]``; arguments are named as torch's."""
+        x = input
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
             out: Tensor = torch.ops.secateur.sparse_linear(

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from secateur.sparse.known import hooked
+from secateur.sparse.plain import replace_
+
 
 class LineConv1d(nn.Conv1d):
     """A convolution along a line, as one of images that are one pixel high.
@@ -50,20 +53,17 @@ class LineConv1d(nn.Conv1d):
         """As torch's layer has it."""
         return self.conv.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return ``[batch, outputs, positions]``."""
-        out: Tensor = self.conv(x.unsqueeze(-2)).squeeze(-2)
+        out: Tensor = self.conv(input.unsqueeze(-2)).squeeze(-2)
         return out
 
 
 def as_images_(model: nn.Module) -> None:
     """Put convolutions of images in the place of those along a line."""
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Conv1d or module.padding_mode != "zeros":
-            continue
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, LineConv1d.of(module))
+        if type(module) is nn.Conv1d and module.padding_mode == "zeros" and not hooked(module):
+            replace_(model, name, LineConv1d.of(module))
 
 
 def keep_images_(graph: fx.Graph, convolutions: set[str], works_on_single_values: Callable[[fx.Node], bool]) -> None:

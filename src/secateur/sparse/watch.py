@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,27 +22,74 @@ LARGEST_DIFFERENCE = 1e-4
 """Of the answers from the dense model's, relative to the largest; sums in another order differ by less."""
 
 
-def answers(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a model makes of copies of its inputs, without gradients: it may work on them in place."""
-    copies: dict[int, Tensor] = {}  # one tensor given twice is one tensor
+def copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs whose tensors are copies; one tensor given twice stays one tensor."""
+    copies: dict[int, Tensor] = {}
 
-    def copied(tensor: Tensor) -> Tensor:
+    def copy(tensor: Tensor) -> Tensor:
         return copies.setdefault(id(tensor), tensor.detach().clone())
 
-    args, kwargs = tree_map_only(Tensor, copied, (args, kwargs))
+    return tree_map_only(Tensor, copy, (args, kwargs))  # type: ignore[no-any-return]
+
+
+def answers(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a model makes of copies of its inputs, without gradients: it may work on them in place."""
+    args, kwargs = copied(args, kwargs)
     with torch.no_grad():
         return model(*args, **kwargs)
 
 
 def difference(expected: Any, got: Any) -> float:
-    """Return the largest difference of two nested answers, relative to the largest expected value of each tensor."""
+    """Return the largest difference of two nested answers, relative to the largest expected number of each tensor.
+
+    Infinite where shapes differ, or other numbers are not finite, or whole numbers differ.
+    """
     worst = 0.0
     for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
-            worst = max(worst, float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30)))
-        elif isinstance(a, Tensor) and not torch.equal(a, b):
-            return math.inf
+        if isinstance(a, Tensor):
+            worst = max(worst, _difference(a, b))
     return worst
+
+
+def _difference(a: Tensor, b: Any) -> float:
+    if not isinstance(b, Tensor) or a.shape != b.shape:
+        return math.inf
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else math.inf
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return math.inf
+    if not torch.equal(a[~finite].nan_to_num(0.0, 1.0, -1.0), b[~finite].nan_to_num(0.0, 1.0, -1.0)):
+        return math.inf
+    x, y = a[finite].double(), b[finite].double()
+    return float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) if x.numel() else 0.0
+
+
+def kept(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    change: Callable[[list[Callable[[], None]]], nn.Module],
+) -> tuple[nn.Module, bool]:
+    """Return a changed model, where it still gives the same answers, or the model as it was; and which of the two.
+
+    Args:
+        model: It.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        change: Changes it, notes how to go back, step by step, and returns it.
+    """
+    before, undo = answers(model, args, kwargs), list[Callable[[], None]]()
+    try:
+        new = change(undo)
+        same = difference(before, answers(new, args, kwargs)) <= LARGEST_DIFFERENCE
+    except Exception:  # noqa: BLE001  # whatever a model misses in what was replaced
+        same = False
+    if same:
+        return new, True
+    for back in reversed(undo):
+        back()
+    return model, False
 
 
 def inputs_of(
@@ -51,19 +98,67 @@ def inputs_of(
     """Return what each of the modules named is given in one forward; of several calls, the largest input."""
     found: dict[str, Tensor] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0] if inputs else None
-            if isinstance(x, Tensor) and (name not in found or x.numel() > found[name].numel()):
-                found[name] = x.detach().clone()
-
-        return hook
+    def before(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named.get("input")
+        if isinstance(x, Tensor) and (name not in found or x.numel() > found[name].numel()):
+            found[name] = x.detach().clone()
 
     with ExitStack() as stack:
         for name in names:
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(before(name)).remove)
+            hook = partial(before, name)
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
         answers(model, args, kwargs)
     return found
+
+
+_LOOKS: set[Any] = {Tensor.to, Tensor.type_as, Tensor.new_tensor, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty}
+_LOOKS |= {Tensor.new_full, torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.randn_like}
+"""What only asks a tensor for its shape, its dtype or where it is."""
+
+
+class _Elsewhere(TorchFunctionMode):
+    """Notes which weights are computed with while no module that has them is running."""
+
+    def __init__(self, owners: Mapping[int, Collection[nn.Module]]) -> None:
+        super().__init__()
+        self.owners = owners
+        self.running: list[nn.Module] = []
+        self.found: set[int] = set()
+
+    def begins(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.running.append(module)
+
+    def ends(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func not in _LOOKS and any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+            for value in tree_leaves((args, kwargs or {})):
+                owners = self.owners.get(id(value), ())
+                if owners and not any(module in owners for module in self.running):
+                    self.found.add(id(value))
+        return out
+
+
+def weights_used_elsewhere(
+    model: nn.Module, names: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> set[str]:
+    """Return which of the layers named have a weight or a bias that the model also computes with by itself."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(module)
+    elsewhere = _Elsewhere(owners)
+    with ExitStack() as stack:
+        for module in {module for modules in owners.values() for module in modules}:
+            stack.callback(module.register_forward_pre_hook(elsewhere.begins).remove)
+            stack.callback(module.register_forward_hook(elsewhere.ends, always_call=True).remove)
+        stack.enter_context(elsewhere)
+        answers(model, args, kwargs)
+    own = {name: model.get_submodule(name)._parameters.values() for name in names}
+    return {name for name, parameters in own.items() if any(id(p) in elsewhere.found for p in parameters)}
 
 
 @dataclass
