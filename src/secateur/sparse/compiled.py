@@ -263,8 +263,10 @@ def _left(model: nn.Module, measured: set[str], elsewhere: set[str]) -> dict[str
             found[name] = "since the example does not reach it"
         elif isinstance(module, nn.Conv2d) and module.groups > 1:
             found[name] = f"a convolution in {module.groups} groups"
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
             found[name] = f"padded by {module.padding_mode}"
+        elif type(module) is nn.Module:  # tracing puts weights that no layer was called for into such
+            found[name] = "since the model computes with it without calling its layer"
         else:
             found[name] = f"a weight of {type(module).__name__}, which the kernels do not run"
     return found
