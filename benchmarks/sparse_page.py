@@ -51,7 +51,10 @@ def head(result: dict[str, Any]) -> str:
     """Say what was run, where."""
     more = sum("again" in row for row in result["rows"].values())
     again = (
-        f" {more} rows were measured again after the first run: other users of the machine come and go." if more else ""
+        f" {more} rows were measured again after the first run: the code had changed since, or other users of the "
+        "machine had disturbed them."
+        if more
+        else ""
     )
     machine, versions = result["machine"], ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     return (

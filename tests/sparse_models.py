@@ -30,6 +30,10 @@ def answers(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
 
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 class Bottleneck(nn.Module):
     """Two residual blocks of 1x1, 3x3 and 1x1 convolutions, and maxima, of which one reaches the kernels."""
 

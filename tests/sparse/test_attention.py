@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.sparse import SparseLinear, compile, load, reason, save
 from secateur.sparse.attention import Attention, Encoder, plain_attention
-from sparse_models import answers, pruned
+from sparse_models import answers, close, pruned
 
 pytestmark = [
     pytest.mark.skipif(bool(reason()), reason=reason()),
@@ -26,10 +26,6 @@ CAUSAL = nn.Transformer.generate_square_subsequent_mask(7)
 
 def layers_of(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-
-
-def close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -16,13 +16,9 @@ from secateur.errors import SecateurWarning
 from secateur.sparse import compile, load, reason, save
 from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.watch import difference
-from sparse_models import answers, pruned
+from sparse_models import answers, close, pruned
 
 pytestmark = [pytest.mark.skipif(bool(reason()), reason=reason()), pytest.mark.usefixtures("sparse_wins")]
-
-
-def close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def packed(model: nn.Module) -> set[str]:

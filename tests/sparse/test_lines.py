@@ -15,13 +15,9 @@ from secateur.sparse.chain import Chain
 from secateur.sparse.image_layers import DepthwiseConv2d
 from secateur.sparse.layers import SparseConv2d, SparseLinear
 from secateur.sparse.lines import LineConv1d
-from sparse_models import answers, pruned
+from sparse_models import answers, close, pruned
 
 pytestmark = [pytest.mark.skipif(bool(reason()), reason=reason()), pytest.mark.usefixtures("sparse_wins")]
-
-
-def close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
