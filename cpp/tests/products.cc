@@ -46,25 +46,21 @@ void one_vector(Random& random, const std::vector<float>& dense, const Panelled&
   const Places from = {columns, 1, columns}, to = {rows, 1, rows};
   const Afterwards after(random, rows, rows);
   const std::vector<Sum> sums = plain_product(dense, rows, columns, x, from, 1);
-  const std::string what = named("gemv", w, isa, {0, 0});
-  compare(sums, rows, to, 1, after,
-          on_threads(random, rows, 0, what,
-                     [&](float* y, const secateur_plan& plan) {
-                       return secateur_gemv(&w.header, x.data(), y, &after.epilogue, &plan);
-                     }),
-          what);
+  const auto check = [&](const char* function, auto run) {
+    const std::string what = named(function, w, isa, {0, 0});
+    compare(sums, rows, to, 1, after, on_threads(random, rows, 0, what, run), what);
+  };
+  check("gemv", [&](float* y, const secateur_plan& plan) {
+    return secateur_gemv(&w.header, x.data(), y, &after.epilogue, &plan);
+  });
   const Bitmask bits(dense, rows, columns);
   expect_status(bits.check(), SECATEUR_OK, "bitmask_check");
   std::vector<float> back(dense.size(), kUntouched);
   expect_status(secateur_bitmask_unpack(&bits.header, back.data()), SECATEUR_OK, "bitmask_unpack");
   expect(back == dense, "a bitmask comes back as it was");
-  const std::string name = named("gemv_bitmask", w, isa, {0, 0});
-  compare(sums, rows, to, 1, after,
-          on_threads(random, rows, 0, name,
-                     [&](float* y, const secateur_plan& plan) {
-                       return secateur_gemv_bitmask(&bits.header, x.data(), y, &after.epilogue, &plan);
-                     }),
-          name);
+  check("gemv_bitmask", [&](float* y, const secateur_plan& plan) {
+    return secateur_gemv_bitmask(&bits.header, x.data(), y, &after.epilogue, &plan);
+  });
 }
 
 }  // namespace

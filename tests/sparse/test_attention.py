@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.sparse import SparseLinear, compile, load, reason, save
 from secateur.sparse.attention import Attention, Encoder, plain_attention
+from secateur.sparse.watch import Example
 from sparse_models import answers, close, pruned
 
 pytestmark = [
@@ -186,7 +187,7 @@ def test_model_that_looks_inside_keeps_its_attentions() -> None:
     assert layers_of(compiled.model) == {"layer.linear1", "layer.linear2"}
     assert "attention.in_proj_weight" in compiled.report.left
     close(answers(compiled, x), answers(model, x))
-    plain = plain_attention(model, (x,), {})
+    plain = plain_attention(model, Example.of(model, (x,), {}))
     assert plain is model
     assert type(plain.layer.self_attn) is nn.MultiheadAttention
 

@@ -21,6 +21,7 @@ from secateur.sparse.known import PaddedConv2d
 from secateur.sparse.layers import SparseConv2d, layer_of
 from secateur.sparse.plain import plain_layers_
 from secateur.sparse.tune import Dense, Option, Problem, Tuner, build, options
+from secateur.sparse.watch import Example
 from sparse_models import Mobile, answers, pruned
 
 pytestmark = pytest.mark.skipif(bool(reason()), reason=reason())
@@ -331,7 +332,7 @@ def test_padding_is_known_by_what_it_does(
     else:
         model = nn.Sequential(StaticSame(2, 3, kernel, stride, built_for))
     before = model[0]
-    plain_layers_(model, (torch.randn(1, 2, size, size),), {})
+    plain_layers_(model, Example.of(model, (torch.randn(1, 2, size, size),), {}))
     if built_for is not None:
         assert type(model[0]) in (nn.Conv2d, PaddedConv2d)
     elif stride > 1 and kernel > 1 and kernel % 2:  # with even kernels, zeros that are not needed may not be seen
@@ -370,5 +371,5 @@ class Hooked(StaticSame):
 @pytest.mark.parametrize("layer", [Reflecting(3, 4, 3, 2), Hooked(3, 4, 3, 2, 12)], ids=["other padding", "a hook"])
 def test_other_padding_stays(layer: nn.Conv2d) -> None:
     model = nn.Sequential(layer)
-    plain_layers_(model, (torch.randn(1, 3, 12, 12),), {})
+    plain_layers_(model, Example.of(model, (torch.randn(1, 3, 12, 12),), {}))
     assert model[0] is layer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.sparse.known import hooked
-from secateur.sparse.watch import answers, kept
+from secateur.sparse.watch import Example, answers
 
 Groups = tuple[str, ...]
 """Which of queries, keys and values one product makes: ``("qkv",)``, ``("q", "kv")`` or ``("q", "k", "v")``."""
@@ -159,16 +159,16 @@ class Encoder(nn.TransformerEncoder):
         return self.nests and x.dim() == 3 and not torch.compiler.is_compiling() and not torch.is_autocast_enabled()
 
 
-def plain_attention(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+def plain_attention(model: nn.Module, example: Example) -> nn.Module:
     """Return a model with its multi-head attentions, and the encoders around them, replaced by those above.
 
     A model that looks at what is inside an attention keeps it.
     """
     if not any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         return model
-    found = _groups(model, args, kwargs)
+    found = _groups(model, example.args, example.kwargs)
     for groups in (found, {}) if found else ({},):
-        new, changed = kept(model, args, kwargs, partial(_changed, model, groups))
+        new, changed = example.kept(model, partial(_changed, model, groups))
         if changed:
             return new
     return model

@@ -20,6 +20,7 @@ from secateur.sparse.arrays import versions_of
 from secateur.sparse.convolutions import are_images, shape_for
 from secateur.sparse.image_layers import ImageLayer
 from secateur.sparse.images import Blocked, laid_out
+from secateur.sparse.known import hooked
 from secateur.sparse.library import StepStruct, check, library
 
 LEAST = 2
@@ -163,8 +164,8 @@ class Chain(nn.Module):
 
     def _plan_for(self, inputs: Sequence[Tensor | Blocked]) -> _Plan | None:
         """Return how to run at once; nothing where layers must be called one by one, which also explains mistakes."""
-        hooked = any(step.layer._forward_hooks or step.layer._forward_pre_hooks for step in self.steps)
-        if hooked or len(inputs) != self.inputs or not all(are_images(x) for x in inputs):
+        called = any(hooked(step.layer) for step in self.steps)
+        if called or len(inputs) != self.inputs or not all(are_images(x) for x in inputs):
             return None
         plans = self._plans
         if not plans.valid():  # other threads may be here too: what they look at is replaced, and not changed
@@ -263,8 +264,7 @@ class Chained(NamedTuple):
     def valid(self, model: nn.Module) -> bool:
         """Whether it does what the model does: the same graph and modules, and no hook on the model itself."""
         same = model is self.made_from and type(model).forward is self.forward
-        hooked = bool(model._forward_hooks or model._forward_pre_hooks)
-        return same and not hooked and all(own.get(name) is module for own, name, module in self.modules)
+        return same and not hooked(model) and all(own.get(name) is module for own, name, module in self.modules)
 
 
 def chained(model: nn.Module) -> nn.Module:
@@ -272,7 +272,7 @@ def chained(model: nn.Module) -> nn.Module:
 
     Without a graph, or with nothing to put together, that is the model itself.
     """
-    if not isinstance(model, fx.GraphModule) or model._forward_hooks or model._forward_pre_hooks:
+    if not isinstance(model, fx.GraphModule) or hooked(model):
         return model
     graph = fx.Graph()
     graph.output(graph.graph_copy(model.graph, {}))

@@ -24,7 +24,7 @@ from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, activation_
 from secateur.sparse.layers import SparseLinear
 from secateur.sparse.lines import LineConv1d, as_images_, keep_images_
 from secateur.sparse.plain import is_layer, plain_layers_, replace_
-from secateur.sparse.watch import LARGEST_DIFFERENCE, Calls, answers, difference, watch
+from secateur.sparse.watch import Calls, Example, watch
 
 _FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
@@ -113,7 +113,7 @@ def traced(model: nn.Module) -> fx.GraphModule | None:
         graph = _Tracer(model).trace(model)
         graph._tracer_cls = None  # a pickle is traced again, by one that needs no model
         optional = {node.target: node.args[0] for node in graph.find_nodes(op="placeholder") if node.args}
-        for there in {None: None, **optional} if optional else ():
+        for there in (None, *optional) if optional else ():
             absent = {name: default for name, default in optional.items() if name != there}
             if _steps(_Tracer(model).trace(model, concrete_args=absent), {}) != _steps(graph, absent):
                 return None
@@ -150,8 +150,9 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
     """
     if is_layer(model) and (len(args), list(kwargs)) in ((1, []), (0, ["input"])):
         model = nn.Sequential(model)  # what has no parent cannot be replaced
-    model = plain_attention(model, args, kwargs)
-    plain_layers_(model, args, kwargs)
+    example = Example.of(model, args, kwargs)
+    model = plain_attention(model, example)
+    plain_layers_(model, example)
     folded = fold_norms_(model, watch(model, args, kwargs))
     as_images_(model)
     graph = traced(model) if not kwargs else None
@@ -160,17 +161,10 @@ def fuse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fus
         lines = {f"{name}.conv" for name, module in model.named_modules() if isinstance(module, LineConv1d)}
         keep_images_(graph.graph, lines, partial(_on_single_values, graph))
         graph.recompile()
-        try:
-            found = answers(fx.passes.shape_prop.ShapeProp(graph).propagate, args, {})
-            # To tracing, `x += y` makes a new x, and whoever looks at the old one sees another.
-            other = difference(answers(model, args, {}), found) > LARGEST_DIFFERENCE
-        except Exception:  # noqa: BLE001  # what was traced is not what runs
-            other = True
-        if other:
-            graph = None
-    if graph is None:
-        return Fused(model, traced=False, folded=folded)
-    return Fused(graph, traced=True, folded=folded)
+        # What was traced is not always what runs: to tracing, `x += y` makes a new x.
+        if example.agrees(fx.passes.shape_prop.ShapeProp(graph).propagate):
+            return Fused(graph, traced=True, folded=folded)
+    return Fused(model, traced=False, folded=folded)
 
 
 def _drop_idle(model: fx.GraphModule) -> None:

@@ -77,11 +77,10 @@ class ImageLayer(nn.Module):
 
     def forward(self, input: Tensor | Blocked, residual: Tensor | Blocked | None = None) -> Any:
         """Return the output images, ``[batch, channels, height, width]``; a single image may come without its batch."""
-        x = input
-        if isinstance(x, Tensor) and x.dim() == 3:
+        if isinstance(input, Tensor) and input.dim() == 3:
             added = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
-            return self.run(x.unsqueeze(0), added, False).squeeze(0)  # blocks do not say that there was no batch
-        return self.run(x, residual, self.blocked)
+            return self.run(input.unsqueeze(0), added, False).squeeze(0)  # blocks do not say that there was no batch
+        return self.run(input, residual, self.blocked)
 
     def run(self, x: Tensor | Blocked, residual: Tensor | Blocked | None, blocked: bool) -> Any:
         """Return the output images of a batch, in blocks or as torch has them."""

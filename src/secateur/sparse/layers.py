@@ -122,22 +122,23 @@ class SparseLinear(SparseLayer):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the outputs, ``[..., rows]``; arguments are named as torch's."""
-        x = input
         if torch.compiler.is_compiling():
             arrays, numbers = self._arrays()
             out: Tensor = torch.ops.secateur.sparse_linear(
-                x, arrays, numbers, self.bias, residual, self.activation, self.tile, self.feature_major
+                input, arrays, numbers, self.bias, residual, self.activation, self.tile, self.feature_major
             )
             return out
         settings = Settings(self.activation, self.tile, self.feature_major)
         if residual is None and self._prepared is not None:
-            again = self._prepared.repeat(self._buffers, settings, x)
+            again = self._prepared.repeat(self._buffers, settings, input)
             if again is not None:
                 return again
         weight = self.packed
-        out = linear(x, weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major)
+        out = linear(
+            input, weight, self.bias, residual, self.activation, tile=self.tile, feature_major=self.feature_major
+        )
         if residual is None:
-            self._prepared = Prepared.of(weight, self._buffers, settings, x)
+            self._prepared = Prepared.of(weight, self._buffers, settings, input)
         return out
 
     def settings(self) -> dict[str, Any]:

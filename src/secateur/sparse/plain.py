@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.sparse.known import IDLE, LAYERS, NORMS, PaddedConv2d, hooked
-from secateur.sparse.watch import inputs_of, kept
+from secateur.sparse.watch import Example, inputs_of
 
 _Module = TypeVar("_Module", bound=nn.Module)
-_Conv = TypeVar("_Conv", bound=nn.Conv2d)
 
 
-def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def plain_layers_(model: nn.Module, example: Example) -> None:
     """Put layers that the kernels know in the place of others that do the same.
 
     Subclasses of torch's layers, which may pad in forwards of their own; of its norms, which may do something behind
@@ -29,7 +28,8 @@ def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     others = {n: m for n, m in model.named_modules() if n and _is_other(m)}
     if not others:
         return
-    found = {name: _recognised(others[name], x) for name, x in inputs_of(model, others, args, kwargs).items()}
+    inputs = inputs_of(model, others, example.args, example.kwargs)
+    found = {name: _recognised(others[name], x) for name, x in inputs.items()}
 
     def change(undo: list[Callable[[], None]]) -> nn.Module:
         for name, plain in found.items():
@@ -38,7 +38,7 @@ def plain_layers_(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
                 replace_(model, name, plain)
         return model
 
-    kept(model, args, kwargs, change)
+    example.kept(model, change)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -67,9 +67,10 @@ def _recognised(module: nn.Module, x: Tensor) -> nn.Module | None:
         return None
     alike = [torch.randn([1, *x.shape[1:]], generator=generator) * scale for scale in (1.0, 30.0, 1000.0)]
     others = list(_other_sizes(module, x, generator))
-    for plain, tried in zip(_plain(module, x), _plain(trial, x), strict=False):
+    for way in _ways(trial, x):
+        tried = way(trial)
         if all(_same(trial, tried, probe) for probe in (*alike, *others)):
-            return plain
+            return way(module)
     return None
 
 
@@ -95,45 +96,56 @@ def _other_sizes(module: nn.Module, x: Tensor, generator: torch.Generator) -> It
             yield torch.randn([*shape, x.shape[-1]], generator=generator)
 
 
-def _plain(module: nn.Module, x: Tensor) -> Iterator[nn.Module]:
-    """Yield layers with the weights and settings of another: torch's own, others that pad otherwise.
-
-    A norm is followed by what it holds: libraries put it and an activation into one module.
-    """
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        kind = next(kind for kind in NORMS if isinstance(module, kind))
-        children = [child for child in module.children() if not isinstance(child, IDLE)]
-        yield nn.Sequential(_norm(kind, module), *children) if children else _norm(kind, module)
+def _ways(module: nn.Module, x: Tensor) -> Iterator[Callable[[Any], nn.Module]]:
+    """Yield what makes layers with the weights and settings of another: torch's own, others that pad otherwise."""
+    if isinstance(module, NORMS):
+        yield _norm
     elif isinstance(module, nn.Linear):
-        yield _filled(nn.Linear(module.in_features, module.out_features, module.bias is not None, "meta"), module)
+        yield _linear
     elif isinstance(module, nn.Conv2d):
-        yield _convolution(nn.Conv2d, module, module.padding)
+        yield _convolution
         for pads in _paddings(module, x) if module.padding_mode == "zeros" else ():
-            padded = _convolution(PaddedConv2d, module, 0)
-            padded.pads = pads
-            yield padded
+            yield partial(_padded, pads)
     else:
-        weight = module.get_parameter("weight")
-        for matrix in (weight, weight.detach().t().contiguous()):
-            plain = _filled(nn.Linear(matrix.shape[1], matrix.shape[0], module.bias is not None, "meta"), module)
-            plain.weight = nn.Parameter(matrix.detach(), requires_grad=False)
-            yield plain
+        yield _linear
+        yield _transposed
 
 
-def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], module: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+def _norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+    """A norm, followed by what it holds: libraries put it and an activation into one module."""
+    kind = next(kind for kind in NORMS if isinstance(module, kind))
     tracks = module.track_running_stats
     plain = kind(module.num_features, module.eps, module.momentum, module.affine, tracks, device="meta")
     plain._buffers.update(module._buffers)
-    return _filled(plain, module)
+    children = [child for child in module.children() if not isinstance(child, IDLE)]
+    return nn.Sequential(_filled(plain, module), *children) if children else _filled(plain, module)
 
 
-def _convolution(kind: type[_Conv], module: nn.Conv2d, padding: Any) -> _Conv:
+def _linear(module: nn.Module) -> nn.Module:
+    outputs, inputs = module.get_parameter("weight").shape
+    return _filled(nn.Linear(inputs, outputs, module.bias is not None, "meta"), module)
+
+
+def _transposed(module: nn.Module) -> nn.Module:
+    inputs, outputs = module.get_parameter("weight").shape
+    plain = _filled(nn.Linear(inputs, outputs, module.bias is not None, "meta"), module)
+    plain.weight = nn.Parameter(module.get_parameter("weight").detach().t().contiguous(), requires_grad=False)
+    return plain
+
+
+def _padded(pads: tuple[int, int, int, int], module: nn.Conv2d) -> nn.Module:
+    padded: PaddedConv2d = _convolution(module, PaddedConv2d, 0)
+    padded.pads = pads
+    return padded
+
+
+def _convolution(module: nn.Conv2d, kind: type[nn.Conv2d] = nn.Conv2d, padding: Any = None) -> Any:
     plain = kind(
         module.in_channels,
         module.out_channels,
         module.kernel_size,  # type: ignore[arg-type]
         module.stride,  # type: ignore[arg-type]
-        padding,
+        module.padding if padding is None else padding,  # type: ignore[arg-type]
         module.dilation,  # type: ignore[arg-type]
         module.groups,
         module.bias is not None,

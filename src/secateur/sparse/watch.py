@@ -65,31 +65,49 @@ def _difference(a: Tensor, b: Any) -> float:
     return float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)) if x.numel() else 0.0
 
 
-def kept(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    change: Callable[[list[Callable[[], None]]], nn.Module],
-) -> tuple[nn.Module, bool]:
-    """Return a changed model, where it still gives the same answers, or the model as it was; and which of the two.
+@dataclass(frozen=True)
+class Example:
+    """Inputs of one forward pass, and what the dense model makes of them.
 
-    Args:
-        model: It.
+    Attributes:
         args: Positional inputs.
         kwargs: Keyword inputs.
-        change: Changes it, notes how to go back, step by step, and returns it.
+        expected: The answers.
     """
-    before, undo = answers(model, args, kwargs), list[Callable[[], None]]()
-    try:
-        new = change(undo)
-        same = difference(before, answers(new, args, kwargs)) <= LARGEST_DIFFERENCE
-    except Exception:  # noqa: BLE001  # whatever a model misses in what was replaced
-        same = False
-    if same:
-        return new, True
-    for back in reversed(undo):
-        back()
-    return model, False
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    expected: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+        """Run a model once."""
+        return cls(args, kwargs, answers(model, args, kwargs))
+
+    def agrees(self, model: Callable[..., Any]) -> bool:
+        """Whether a model runs, and its answers differ by no more than rounding explains."""
+        try:
+            return difference(self.expected, answers(model, self.args, self.kwargs)) <= LARGEST_DIFFERENCE
+        except Exception:  # noqa: BLE001  # whatever a model misses in what was replaced
+            return False
+
+    def kept(self, model: nn.Module, change: Callable[[list[Callable[[], None]]], nn.Module]) -> tuple[nn.Module, bool]:
+        """Return a changed model, where it still gives the same answers, or the model as it was; and which of the two.
+
+        Args:
+            model: It.
+            change: Changes it, notes how to go back, step by step, and returns it.
+        """
+        undo: list[Callable[[], None]] = []
+        try:
+            new = change(undo)
+        except Exception:  # noqa: BLE001  # modules that are not as torch's
+            new = None
+        if new is not None and self.agrees(new):
+            return new, True
+        for back in reversed(undo):
+            back()
+        return model, False
 
 
 def inputs_of(
@@ -116,7 +134,22 @@ _LOOKS |= {Tensor.new_full, torch.zeros_like, torch.ones_like, torch.empty_like,
 """What only asks a tensor for its shape, its dtype or where it is."""
 
 
-class _Elsewhere(TorchFunctionMode):
+class _Uses(TorchFunctionMode):
+    """Is told of every tensor that is an argument of a torch function which returns tensors."""
+
+    def used(self, func: Any, tensor: Tensor) -> None:
+        raise NotImplementedError
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
+            for value in tree_leaves((args, kwargs or {})):
+                if isinstance(value, Tensor):
+                    self.used(func, value)
+        return out
+
+
+class _Elsewhere(_Uses):
     """Notes which weights are computed with while no module that has them is running."""
 
     def __init__(self, owners: Mapping[int, Collection[nn.Module]]) -> None:
@@ -131,14 +164,10 @@ class _Elsewhere(TorchFunctionMode):
     def ends(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.running.pop()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func not in _LOOKS and any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            for value in tree_leaves((args, kwargs or {})):
-                owners = self.owners.get(id(value), ())
-                if owners and not any(module in owners for module in self.running):
-                    self.found.add(id(value))
-        return out
+    def used(self, func: Any, tensor: Tensor) -> None:
+        owners = self.owners.get(id(tensor), ())
+        if owners and func not in _LOOKS and not any(module in owners for module in self.running):
+            self.found.add(id(tensor))
 
 
 def weights_used_elsewhere(
@@ -203,21 +232,16 @@ class Calls:
                 yield producer, consumer
 
 
-class _Reads(TorchFunctionMode):
-    """Counts how often each tensor is an argument of a torch function that returns tensors."""
+class _Reads(_Uses):
+    """Counts how often each tensor is used."""
 
     def __init__(self, calls: Calls) -> None:
         super().__init__()
         self.calls = calls
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # others ask for a shape or a flag
-            for value in tree_leaves((args, kwargs or {})):
-                if isinstance(value, Tensor):
-                    self.calls.reads[id(value)] += 1
-                    self.calls.alive.append(value)
-        return out
+    def used(self, func: Any, tensor: Tensor) -> None:
+        self.calls.reads[id(tensor)] += 1
+        self.calls.alive.append(tensor)
 
 
 def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
